@@ -1,0 +1,1 @@
+"""Things with state or remote peers: store, registry, CNI, monitors, overlay."""

@@ -1,0 +1,1 @@
+"""One use case per file. A flow owns the order of the steps and their undo."""

@@ -1,0 +1,1 @@
+"""Pure: builds the OCI runtime configuration from the request and from facts read before."""

@@ -1,0 +1,1 @@
+"""Pure: protocols and formats as bytes in, events out."""
