@@ -1,0 +1,167 @@
+"""What a runtime kind is to the rest of the daemon: the `Handler` protocol and the values that pass through it.
+
+Not a base class: a handler is any object with these verbs; `handlers/` holds ours, the entry-point group
+`cri_shim.handlers` names others. Invariant: every verb that ends or removes is idempotent and works by id alone, also
+for a container that an earlier daemon made half of.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cri_shim.model.container import ContainerRecord, Exit, User
+from cri_shim.model.ids import ContainerId, PodId
+from cri_shim.model.image import ImageRecord
+from cri_shim.pb import api_pb2 as pb
+
+
+class Kind(enum.Enum):
+    """What a handler runs."""
+
+    LINUX = "linux"
+    WASM = "wasm"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What goes into `Status.runtime_handlers[].features`."""
+
+    recursive_read_only_mounts: bool = False
+    user_namespaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PodContext:
+    """What the containers of a pod share. A namespace path of None means the host's."""
+
+    id: PodId
+    config: pb.PodSandboxConfig
+    hostname: str
+    cgroup_parent: str
+    net: Path | None
+    ipc: Path | None
+    uts: Path | None
+    pid: Path | None
+    """The shared PID namespace, for containers that ask for POD; None = the pod has none."""
+    shm: Path
+    resolv_conf: Path
+    hosts: Path
+    hostname_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """The process to run, resolved from the request, the image and the image's user database."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    """`NAME=value`, later ones already won."""
+    cwd: str
+    user: User
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    """Everything that a handler needs to create a container."""
+
+    id: ContainerId
+    pod: PodContext
+    config: pb.ContainerConfig
+    process: ProcessPlan
+    image: ImageRecord | None
+    """None for the pod's own infra container."""
+    rootfs: Path | None
+    """The mounted root file system; None for a Wasm artifact, which has none."""
+    bundle: Path
+    """A directory of the container's own, mode 0700, made before `create`."""
+    log_path: Path | None
+    """Absolute; its directory exists. None = output is discarded."""
+    stop_signal: int
+    target_pid: int = 0
+    """First process of the container whose PID namespace is joined (NamespaceMode TARGET)."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """For the runtime: the standard ones and those the handler's `allowed_annotations` pass."""
+    infra: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A first process is running. `pid` is 0 where there is none."""
+
+    pid: int
+    at: int
+    """Unix nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """A further process in a running container: user, environment and limits are those of the first one."""
+
+    args: tuple[str, ...]
+    stdin: int | None
+    """File descriptors, owned by the caller; None = /dev/null."""
+    stdout: int
+    stderr: int
+
+
+class ExecSession(Protocol):
+    """One exec'ed process."""
+
+    async def wait(self) -> int:
+        """The exit status, 128 + n for signal n."""
+        ...
+
+    async def kill(self) -> None:
+        """SIGKILL to the process and all its descendants; returns when they are gone."""
+        ...
+
+
+class Handler(Protocol):
+    """A way to run containers. Errors are `CriShimError`s; their text reaches the pod's events."""
+
+    name: str
+    kind: Kind
+    features: Features
+
+    async def create(self, plan: ContainerPlan) -> None:
+        """Make the container, ready to start; nothing of the user's has run. On error nothing is left."""
+        ...
+
+    async def start(self, container_id: ContainerId) -> Started:
+        """Run it. From now on the end is told to `HandlerContext.exited`, exactly once."""
+        ...
+
+    async def kill(self, container_id: ContainerId, signal: int, *, everyone: bool = False) -> None:
+        """Send a signal to the first process, or to every process. Not running = success."""
+        ...
+
+    async def delete(self, container_id: ContainerId, cgroup_parent: str) -> None:
+        """Kill what runs and remove everything that `create` made. Unknown = success."""
+        ...
+
+    async def exec(self, container_id: ContainerId, request: ExecRequest) -> ExecSession:
+        """Start a further process."""
+        ...
+
+    async def reopen_log(self, container_id: ContainerId) -> None:
+        """New lines go to a new file at the log path when this returns; on error no new file is left."""
+        ...
+
+    async def adopt(self, record: ContainerRecord, plan: ContainerPlan) -> Exit | None:
+        """Take over a CREATED or RUNNING container of an earlier daemon; an Exit when it has ended meanwhile."""
+        ...
+
+    def info(self, container_id: ContainerId) -> Mapping[str, object]:
+        """What verbose status shows: JSON values, from memory."""
+        ...
+
+    async def aclose(self) -> None:
+        """The daemon stops: release what cannot outlive it, leave the rest running."""
+        ...
