@@ -524,7 +524,7 @@ class Mount(_message.Message):
 
     @_builtins.property
     def image(self) -> Global___ImageSpec:
-        """Mount this image's files instead of a host path. It must be here already."""
+        """Mount this image's files instead of a host path. It must be here already, and readonly set."""
 
     @_builtins.property
     def mount_options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -2451,7 +2451,7 @@ class LinuxContainerSecurityContext(_message.Message):
     privileged: _builtins.bool
     """All capabilities and devices, no profiles and masks. The pod must be privileged too."""
     run_as_username: _builtins.str
-    """A name in the image's /etc/passwd. Not together with run_as_user."""
+    """A name in the image's /etc/passwd. Only looked at without run_as_user."""
     readonly_rootfs: _builtins.bool
     """The container cannot write to its image's files."""
     supplemental_groups_policy: Global___SupplementalGroupsPolicy.ValueType
@@ -2495,7 +2495,7 @@ class LinuxContainerSecurityContext(_message.Message):
 
     @_builtins.property
     def masked_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Paths that are made to look empty, most of them in /proc."""
+        """Paths that are made to look empty, most of them in /proc. An empty list masks nothing."""
 
     @_builtins.property
     def readonly_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -3898,7 +3898,7 @@ class AttachRequest(_message.Message):
     STDERR_FIELD_NUMBER: _builtins.int
     container_id: _builtins.str
     stdin: _builtins.bool
-    """Only if the container was created with stdin."""
+    """Has an effect only if the container was created with stdin."""
     tty: _builtins.bool
     """Must equal the container's own. Not together with stderr."""
     stdout: _builtins.bool
@@ -4050,11 +4050,13 @@ class Image(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Digest of the image's configuration. The same content has the same id under every name."""
+    """The same content has the same id under every name. It is the digest of the configuration, or of
+    the manifest where the configuration is empty.
+    """
     size: _builtins.int
     """Bytes."""
     username: _builtins.str
-    """User that the image asks for, if it is a name. Neither of the two: root."""
+    """User that the image asks for, if it is a name. If neither is set, it is root."""
     pinned: _builtins.bool
     """The kubelet does not delete it to make room."""
     @_builtins.property

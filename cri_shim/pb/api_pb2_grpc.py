@@ -347,7 +347,7 @@ class RuntimeServiceServicer:
 
     def ExecSync(self, request, context):
         """Runs a command in a container to its end and returns its output. Probes and lifecycle hooks use
-        it.
+        it. DEADLINE_EXCEEDED if the command was killed for its timeout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1766,7 +1766,8 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PullImage(self, request, context):
-        """Fetches an image from its registry and unpacks it. Only the client's cancel limits the time.
+        """Fetches an image from its registry and unpacks it. It ends early if the client cancels or no
+        data comes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,7 +81,7 @@ class RuntimeServiceStub:
     """Continues the log in a new file at the same path, after a client has moved the old one away."""
     ExecSync: _grpc.UnaryUnaryMultiCallable[_api_pb2.ExecSyncRequest, _api_pb2.ExecSyncResponse]
     """Runs a command in a container to its end and returns its output. Probes and lifecycle hooks use
-    it.
+    it. DEADLINE_EXCEEDED if the command was killed for its timeout.
     """
     Exec: _grpc.UnaryUnaryMultiCallable[_api_pb2.ExecRequest, _api_pb2.ExecResponse]
     """Prepares a command with live streams. The client runs it by connecting to the URL of the reply."""
@@ -177,7 +177,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     """Continues the log in a new file at the same path, after a client has moved the old one away."""
     ExecSync: _aio.UnaryUnaryMultiCallable[_api_pb2.ExecSyncRequest, _api_pb2.ExecSyncResponse]  # type: ignore[assignment]
     """Runs a command in a container to its end and returns its output. Probes and lifecycle hooks use
-    it.
+    it. DEADLINE_EXCEEDED if the command was killed for its timeout.
     """
     Exec: _aio.UnaryUnaryMultiCallable[_api_pb2.ExecRequest, _api_pb2.ExecResponse]  # type: ignore[assignment]
     """Prepares a command with live streams. The client runs it by connecting to the URL of the reply."""
@@ -372,7 +372,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.ExecSyncResponse, _abc.Awaitable[_api_pb2.ExecSyncResponse]]:
         """Runs a command in a container to its end and returns its output. Probes and lifecycle hooks use
-        it.
+        it. DEADLINE_EXCEEDED if the command was killed for its timeout.
         """
 
     @_abc_1.abstractmethod
@@ -557,7 +557,9 @@ class ImageServiceStub:
     ImageStatus: _grpc.UnaryUnaryMultiCallable[_api_pb2.ImageStatusRequest, _api_pb2.ImageStatusResponse]
     """Describes one image. The reply has no image if it is not on this node; that is not an error."""
     PullImage: _grpc.UnaryUnaryMultiCallable[_api_pb2.PullImageRequest, _api_pb2.PullImageResponse]
-    """Fetches an image from its registry and unpacks it. Only the client's cancel limits the time."""
+    """Fetches an image from its registry and unpacks it. It ends early if the client cancels or no
+    data comes.
+    """
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_api_pb2.RemoveImageRequest, _api_pb2.RemoveImageResponse]
     """Deletes an image under all its names. An unknown image is success."""
     ImageFsInfo: _grpc.UnaryUnaryMultiCallable[_api_pb2.ImageFsInfoRequest, _api_pb2.ImageFsInfoResponse]
@@ -577,7 +579,9 @@ class ImageServiceAsyncStub(ImageServiceStub):
     ImageStatus: _aio.UnaryUnaryMultiCallable[_api_pb2.ImageStatusRequest, _api_pb2.ImageStatusResponse]  # type: ignore[assignment]
     """Describes one image. The reply has no image if it is not on this node; that is not an error."""
     PullImage: _aio.UnaryUnaryMultiCallable[_api_pb2.PullImageRequest, _api_pb2.PullImageResponse]  # type: ignore[assignment]
-    """Fetches an image from its registry and unpacks it. Only the client's cancel limits the time."""
+    """Fetches an image from its registry and unpacks it. It ends early if the client cancels or no
+    data comes.
+    """
     RemoveImage: _aio.UnaryUnaryMultiCallable[_api_pb2.RemoveImageRequest, _api_pb2.RemoveImageResponse]  # type: ignore[assignment]
     """Deletes an image under all its names. An unknown image is success."""
     ImageFsInfo: _aio.UnaryUnaryMultiCallable[_api_pb2.ImageFsInfoRequest, _api_pb2.ImageFsInfoResponse]  # type: ignore[assignment]
@@ -618,7 +622,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.PullImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.PullImageResponse, _abc.Awaitable[_api_pb2.PullImageResponse]]:
-        """Fetches an image from its registry and unpacks it. Only the client's cancel limits the time."""
+        """Fetches an image from its registry and unpacks it. It ends early if the client cancels or no
+        data comes.
+        """
 
     @_abc_1.abstractmethod
     def RemoveImage(
