@@ -1,0 +1,197 @@
+"""The C library calls and raw system calls that Python 3.11 does not offer: one thin function each.
+
+Not a place for policy: flags in, OSError (with the call's name and the path) out. Invariant: every call releases the
+GIL (ctypes.CDLL does), so a slow mount never stops the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Final
+
+# linux/mount.h, linux/sched.h, linux/prctl.h, linux/openat2.h
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
+MNT_DETACH: Final = 0x2
+UMOUNT_NOFOLLOW: Final = 0x8
+
+CLONE_FS: Final = 0x200
+CLONE_NEWNS: Final = 0x20000
+CLONE_NEWUTS: Final = 0x4000000
+CLONE_NEWIPC: Final = 0x8000000
+CLONE_NEWNET: Final = 0x40000000
+
+PR_SET_CHILD_SUBREAPER: Final = 36
+PR_GET_CHILD_SUBREAPER: Final = 37
+
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_IN_ROOT: Final = 0x10
+
+OPEN_TREE_CLONE: Final = 1
+AT_RECURSIVE: Final = 0x8000
+AT_EMPTY_PATH: Final = 0x1000
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+MOUNT_ATTR_RDONLY: Final = 0x1
+FSOPEN_CLOEXEC: Final = 1
+FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
+
+# Numbers above 403 are the same on every architecture.
+_SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
+
+_AT_FDCWD: Final = -100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` (linux/openat2.h)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _MountAttr(ctypes.Structure):
+    """`struct mount_attr` (linux/mount.h)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def oserror(syscall: str, path: str | os.PathLike[str] | None = None) -> OSError:
+    """The current errno as an OSError whose text names the call, and the path where there is one."""
+    number = ctypes.get_errno()
+    text = f"{syscall}: {os.strerror(number)}"
+    return OSError(number, text) if path is None else OSError(number, text, os.fspath(path))
+
+
+def _encode(text: str | os.PathLike[str] | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
+
+
+def _raw(number: int, *args: object) -> int:
+    if platform.machine() not in {"x86_64", "aarch64", "riscv64", "ppc64le", "s390x"}:
+        ctypes.set_errno(38)  # ENOSYS: the numbers have not been checked for this machine
+        return -1
+    result: int = _libc.syscall(ctypes.c_long(number), *args)
+    return result
+
+
+def mount(
+    source: str | os.PathLike[str] | None,
+    target: str | os.PathLike[str],
+    fstype: str | None,
+    flags: int,
+    data: str | None = None,
+) -> None:
+    """The system call of that name."""
+    done = _libc.mount(_encode(source), _encode(target), _encode(fstype), ctypes.c_ulong(flags), _encode(data))
+    if done != 0:
+        raise oserror("mount", target)
+
+
+def umount2(target: str | os.PathLike[str], flags: int) -> None:
+    """The system call of that name."""
+    if _libc.umount2(_encode(target), flags) != 0:
+        raise oserror("umount2", target)
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter a namespace, in the calling thread; `os.setns` exists from Python 3.12 only."""
+    if _libc.setns(fd, kind) != 0:
+        raise oserror("setns")
+
+
+def unshare(flags: int) -> None:
+    """Leave shared namespaces, in the calling thread; `os.unshare` exists from Python 3.12 only."""
+    if _libc.unshare(flags) != 0:
+        raise oserror("unshare")
+
+
+def sethostname(name: str) -> None:
+    """Set the host name of the calling thread's UTS namespace."""
+    encoded = os.fsencode(name)
+    if _libc.sethostname(encoded, ctypes.c_size_t(len(encoded))) != 0:
+        raise oserror(f"sethostname {name!r}")
+
+
+def prctl(option: int, argument: int) -> None:
+    """The system call of that name, with one argument."""
+    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+        raise oserror(f"prctl {option}")
+
+
+def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
+    """Open without creating, by rules for the resolution. Returns a descriptor that exec closes."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    fd = _raw(_SYS_OPENAT2, dirfd, _encode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
+    if fd < 0:
+        raise oserror("openat2", path)
+    return fd
+
+
+def open_tree(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a descriptor of the mount at `path`, or of a detached copy of it."""
+    fd = _raw(_SYS_OPEN_TREE, _AT_FDCWD, _encode(path), ctypes.c_uint(flags | os.O_CLOEXEC))
+    if fd < 0:
+        raise oserror("open_tree", path)
+    return fd
+
+
+def move_mount(fd: int, target: str | os.PathLike[str]) -> None:
+    """Attach the detached mount `fd` at `target`."""
+    flags = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
+    if _raw(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, _encode(target), flags) != 0:
+        raise oserror("move_mount", target)
+
+
+def mount_setattr(fd: int, *, set_attributes: int, recursive: bool) -> None:
+    """Add attributes to the mount `fd`, and to those below it when `recursive`."""
+    attr = _MountAttr(set_attributes, 0, 0, 0)
+    flags = ctypes.c_uint(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0))
+    size = ctypes.c_size_t(ctypes.sizeof(attr))
+    if _raw(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), size) != 0:
+        raise oserror("mount_setattr")
+
+
+def fsopen(fstype: str) -> int:
+    """The system call of that name."""
+    fd = _raw(_SYS_FSOPEN, _encode(fstype), ctypes.c_uint(FSOPEN_CLOEXEC))
+    if fd < 0:
+        raise oserror(f"fsopen {fstype}")
+    return fd
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | os.PathLike[str] | None = None) -> None:
+    """Set a flag or a string of a new file system, or create it."""
+    if _raw(_SYS_FSCONFIG, fd, ctypes.c_uint(command), _encode(key), _encode(value), 0) != 0:
+        raise oserror(f"fsconfig {key or 'create'}", value)
+
+
+def fsmount(fd: int, attributes: int) -> int:
+    """Make a mount; returns a descriptor of the new, detached mount."""
+    mounted = _raw(_SYS_FSMOUNT, fd, ctypes.c_uint(FSMOUNT_CLOEXEC), ctypes.c_uint(attributes))
+    if mounted < 0:
+        raise oserror("fsmount")
+    return mounted

@@ -1,0 +1,40 @@
+"""Throw-away threads: the only safe place for unshare(2) and setns(2), which change the calling thread for good.
+
+Not a pool. Invariant: a thread that has run a function here is never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def _start(function: Callable[[], T]) -> Future[T]:
+    outcome: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001  the caller's thread raises it
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    # A daemon thread: a mount that hangs (a dead NFS server) must not keep a stopping daemon alive.
+    threading.Thread(target=body, name="throw-away", daemon=True).start()
+    return outcome
+
+
+def call_in_new_thread(function: Callable[[], T]) -> T:
+    """Run `function` in a thread of its own, wait for it, return its result or raise its error. Blocks."""
+    return _start(function).result()
+
+
+async def await_in_new_thread(function: Callable[[], T]) -> T:
+    """The same without blocking the loop. A cancelled wait does not stop the thread."""
+    return await asyncio.wrap_future(_start(function))
