@@ -1,4 +1,5 @@
-"""The stored facts of a container, and the state that follows from them.
+"""
+The stored facts of a container, and the state that follows from them.
 
     create ──▶ PENDING ──created──▶ CREATED ──started_at──▶ RUNNING ──finished_at──▶ EXITED ──remove──▶ (gone)
                   └ undone             └──── start failed: started_at = finished_at, 128, StartError ────▲

@@ -1,4 +1,5 @@
-"""The stored facts of a pod sandbox, and the state that follows from them.
+"""
+The stored facts of a pod sandbox, and the state that follows from them.
 
     run_pod ──▶ PENDING ──ready_at──▶ READY ──stopped_at──▶ NOTREADY ──remove──▶ (gone)
                    └────── undone, or stopped_at when the undo failed ──▲

@@ -1,0 +1,226 @@
+"""
+The daemon's memory: records of pods, containers, images and layers, in SQLite and in process.
+
+Not a cache and not a query engine: readers get immutable records from memory, in the event loop, at any time. Writers
+wait until their change is in the database. Invariant: a record is visible only after it is persisted.
+
+One thread owns the connection. It takes all changes that have queued up since its last commit into one transaction, so
+a burst of pod creations costs a few commits. WAL with `synchronous=NORMAL`: a killed daemon loses nothing; a power cut
+may lose the last commits, and with them everything that they described is gone too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, cast
+
+import msgspec
+
+from cri_shim.model.container import ContainerRecord
+from cri_shim.model.errors import FailedPrecondition, ResourceExhausted
+from cri_shim.model.ids import ContainerId, Digest, ImageId, PodId
+from cri_shim.model.image import ImageRecord, LayerRecord
+from cri_shim.model.pod import PodRecord
+
+SCHEMA = 1
+
+
+class Keyed(Protocol):
+    """A record that knows its key."""
+
+    @property
+    def key(self) -> str: ...
+
+
+K = TypeVar("K", bound=str)
+R = TypeVar("R", bound=Keyed)
+
+_Write = tuple[str, str, bytes | None]
+"""Table, key, body (None = delete)."""
+
+
+class Table(Generic[K, R]):
+    """Records of one kind, by key. All methods belong to the event loop."""
+
+    def __init__(self, name: str, kind: type[R], writer: _Writer) -> None:
+        self._name = name
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._writer = writer
+        self._records: dict[str, R] = {}
+
+    def get(self, key: K) -> R | None:
+        """The record, or None."""
+        return self._records.get(key)
+
+    def values(self) -> tuple[R, ...]:
+        """All records, as of now."""
+        return tuple(self._records.values())
+
+    def keys(self) -> tuple[K, ...]:
+        """All keys, as of now."""
+        return cast("tuple[K, ...]", tuple(self._records))
+
+    async def put(self, record: R) -> None:
+        """Persist the record in place of the one with its key, then make it visible."""
+        await self._writer.write([(self._name, record.key, self._encoder.encode(record))])
+        self._records[record.key] = record
+
+    async def update(self, key: K, change: Callable[[R], R]) -> R | None:
+        """
+        Replace a record by `change` of what is there when the write begins; None when it is gone.
+
+        `change` is applied and the write queued in one step of the loop, so updates of one record never overtake
+        each other.
+        """
+        record = self._records.get(key)
+        if record is None:
+            return None
+        changed = change(record)
+        if changed is record:
+            return record
+        # Visible first in memory would break the invariant; applied twice would lose facts. So later updates chain on
+        # the pending value.
+        pending = self._writer.write([(self._name, changed.key, self._encoder.encode(changed))])
+        self._records[key] = changed
+        await pending
+        return changed
+
+    async def delete(self, key: K) -> None:
+        """Remove the record; absent = success."""
+        if key in self._records:
+            await self._writer.write([(self._name, key, None)])
+            self._records.pop(key, None)
+
+    def load(self, connection: sqlite3.Connection) -> None:
+        """Read every row; one that cannot be decoded is an error that names it."""
+        for key, body in connection.execute(f"SELECT key, body FROM {self._name}"):  # noqa: S608 (a constant name)
+            try:
+                self._records[key] = self._decoder.decode(body)
+            except msgspec.DecodeError as error:
+                msg = f"the record {self._name}/{key} in the database cannot be read: {error}"
+                raise FailedPrecondition(
+                    msg, hint="it was written by a newer version, or the file is damaged"
+                ) from error
+
+
+class _Writer:
+    """The thread that owns the connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[tuple[list[_Write], asyncio.Future[None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def write(self, writes: list[_Write]) -> asyncio.Future[None]:
+        """Queue one atomic change; the future is done when it is committed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put((writes, future))
+        return future
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        stop = False
+        while not stop:
+            batch: list[tuple[list[_Write], asyncio.Future[None]]] = []
+            item = self._queue.get()
+            while True:
+                if item is None:
+                    stop = True
+                    break
+                batch.append(item)
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                self._commit(batch)
+        self._connection.close()
+
+    def _commit(self, batch: list[tuple[list[_Write], asyncio.Future[None]]]) -> None:
+        error: Exception | None = None
+        try:
+            with self._connection:
+                for writes, _ in batch:
+                    for table, key, body in writes:
+                        if body is None:
+                            self._connection.execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608
+                        else:
+                            self._connection.execute(
+                                f"INSERT OR REPLACE INTO {table} VALUES (?, ?)",  # noqa: S608
+                                (key, body),
+                            )
+        except sqlite3.Error as failure:
+            msg = f"cannot write the database: {failure}"
+            error = ResourceExhausted(msg, hint="check the space and the health of the disk that holds `root`")
+        for _, future in batch:
+            # A closed loop has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                future.get_loop().call_soon_threadsafe(_settle, future, error)
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+class Store:
+    """The tables. Open with `Store.open`, in a thread; close when no write is under way."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._writer = _Writer(connection)
+        self.pods: Table[PodId, PodRecord] = Table("pods", PodRecord, self._writer)
+        self.containers: Table[ContainerId, ContainerRecord] = Table("containers", ContainerRecord, self._writer)
+        self.images: Table[ImageId, ImageRecord] = Table("images", ImageRecord, self._writer)
+        self.layers: Table[Digest, LayerRecord] = Table("layers", LayerRecord, self._writer)
+        self.pods.load(connection)
+        self.containers.load(connection)
+        self.images.load(connection)
+        self.layers.load(connection)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open or make the database. Raises FailedPrecondition when it cannot be used."""
+        try:
+            connection = sqlite3.connect(path, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA cache_size = -512")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA:
+                connection.close()
+                msg = f"the database {path} has schema {version}, this version knows {SCHEMA}"
+                raise FailedPrecondition(msg, hint="run the newer cri-shim that wrote it")
+            with connection:
+                for table in ("pods", "containers", "images", "layers"):
+                    connection.execute(
+                        f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID"
+                    )
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        except sqlite3.Error as error:
+            msg = f"cannot open the database {path}: {error}"
+            raise FailedPrecondition(msg) from error
+        store = cls(connection)
+        store._writer.start()
+        return store
+
+    def close(self) -> None:
+        """Wait for queued writes and close the file."""
+        self._writer.close()
