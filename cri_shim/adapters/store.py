@@ -17,6 +17,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -41,8 +42,21 @@ class Keyed(Protocol):
 K = TypeVar("K", bound=str)
 R = TypeVar("R", bound=Keyed)
 
-_Write = tuple[str, str, bytes | None]
-"""Table, key, body (None = delete)."""
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """One change of one row."""
+
+    table: str
+    key: str
+    body: bytes | None
+    future: asyncio.Future[None]
+
+    def statement(self) -> tuple[str, tuple[object, ...]]:
+        # The table is one of our constants; only values come from outside.
+        if self.body is None:
+            return f"DELETE FROM {self.table} WHERE key = ?", (self.key,)  # noqa: S608
+        return f"INSERT OR REPLACE INTO {self.table} VALUES (?, ?)", (self.key, self.body)  # noqa: S608
 
 
 class Table(Generic[K, R]):
@@ -54,6 +68,7 @@ class Table(Generic[K, R]):
         self._encoder = msgspec.msgpack.Encoder()
         self._writer = writer
         self._records: dict[str, R] = {}
+        self._pending: dict[str, R | None] = {}
 
     def get(self, key: K) -> R | None:
         """The record, or None."""
@@ -69,34 +84,44 @@ class Table(Generic[K, R]):
 
     async def put(self, record: R) -> None:
         """Persist the record in place of the one with its key, then make it visible."""
-        await self._writer.write([(self._name, record.key, self._encoder.encode(record))])
-        self._records[record.key] = record
+        await self._write(cast("K", record.key), record)
 
     async def update(self, key: K, change: Callable[[R], R]) -> R | None:
         """
-        Replace a record by `change` of what is there when the write begins; None when it is gone.
+        Replace a record by `change` of its latest value; None when it is gone.
 
-        `change` is applied and the write queued in one step of the loop, so updates of one record never overtake
-        each other.
+        Latest includes changes that are still being written, so updates of one record never lose each other's facts.
         """
-        record = self._records.get(key)
+        record = self._pending.get(key) if key in self._pending else self._records.get(key)
         if record is None:
             return None
         changed = change(record)
-        if changed is record:
-            return record
-        # Visible first in memory would break the invariant; applied twice would lose facts. So later updates chain on
-        # the pending value.
-        pending = self._writer.write([(self._name, changed.key, self._encoder.encode(changed))])
-        self._records[key] = changed
-        await pending
+        if changed is not record:
+            await self._write(key, changed)
         return changed
 
     async def delete(self, key: K) -> None:
         """Remove the record; absent = success."""
-        if key in self._records:
-            await self._writer.write([(self._name, key, None)])
+        if key in self._records or key in self._pending:
+            await self._write(key, None)
+
+    async def _write(self, key: K, record: R | None) -> None:
+        self._pending[key] = record
+        body = None if record is None else self._encoder.encode(record)
+        committed = self._writer.write(self._name, key, body)
+        # A callback, not the code after the await: a cancelled caller must not keep a committed change from showing.
+        committed.add_done_callback(lambda future: self._settle(key, record, future))
+        await asyncio.shield(committed)
+
+    def _settle(self, key: K, record: R | None, committed: asyncio.Future[None]) -> None:
+        if self._pending.get(key) is record:
+            self._pending.pop(key, None)
+        if committed.cancelled() or committed.exception() is not None:
+            return
+        if record is None:
             self._records.pop(key, None)
+        else:
+            self._records[key] = record
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Read every row; one that cannot be decoded is an error that names it."""
@@ -115,16 +140,16 @@ class _Writer:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._queue: queue.SimpleQueue[tuple[list[_Write], asyncio.Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def write(self, writes: list[_Write]) -> asyncio.Future[None]:
-        """Queue one atomic change; the future is done when it is committed."""
+    def write(self, table: str, key: str, body: bytes | None) -> asyncio.Future[None]:
+        """Queue one change (`body` None = delete); the future is done when it is committed."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put((writes, future))
+        self._queue.put(_Write(table, key, body, future))
         return future
 
     def close(self) -> None:
@@ -133,43 +158,30 @@ class _Writer:
             self._thread.join()
 
     def _run(self) -> None:
-        stop = False
-        while not stop:
-            batch: list[tuple[list[_Write], asyncio.Future[None]]] = []
-            item = self._queue.get()
-            while True:
-                if item is None:
-                    stop = True
-                    break
-                batch.append(item)
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if batch:
-                self._commit(batch)
+        while True:
+            first = self._queue.get()
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while batch[-1] is not None:
+                    batch.append(self._queue.get_nowait())
+            self._commit([write for write in batch if write is not None])
+            if batch[-1] is None:
+                break
         self._connection.close()
 
-    def _commit(self, batch: list[tuple[list[_Write], asyncio.Future[None]]]) -> None:
+    def _commit(self, batch: list[_Write]) -> None:
         error: Exception | None = None
         try:
             with self._connection:
-                for writes, _ in batch:
-                    for table, key, body in writes:
-                        if body is None:
-                            self._connection.execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608
-                        else:
-                            self._connection.execute(
-                                f"INSERT OR REPLACE INTO {table} VALUES (?, ?)",  # noqa: S608
-                                (key, body),
-                            )
+                for write in batch:
+                    self._connection.execute(*write.statement())
         except sqlite3.Error as failure:
             msg = f"cannot write the database: {failure}"
             error = ResourceExhausted(msg, hint="check the space and the health of the disk that holds `root`")
-        for _, future in batch:
+        for write in batch:
             # A closed loop has nobody left to tell.
             with contextlib.suppress(RuntimeError):
-                future.get_loop().call_soon_threadsafe(_settle, future, error)
+                write.future.get_loop().call_soon_threadsafe(_settle, write.future, error)
 
 
 def _settle(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 from cri_shim.log import get_logger
 
@@ -33,7 +34,7 @@ class Undo:
         """Name how the thing that was just acquired is released. The step must be idempotent."""
         self._steps.append((name, step))
 
-    async def __aenter__(self) -> Undo:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -1,0 +1,26 @@
+"""What the file that a container would execute is, by its first bytes."""
+
+from __future__ import annotations
+
+import enum
+
+
+class EntryKind(enum.Enum):
+    """The value reads after "the entrypoint is"."""
+
+    ELF = "an ELF binary"
+    SCRIPT = "a script"
+    WASM = "a Wasm file"
+    OTHER = "neither ELF nor script nor Wasm"
+    MISSING = "not found in the image"
+
+
+def entry_kind(head: bytes) -> EntryKind:
+    """Classify the first four bytes of a file (ELF specification; kernel binfmt_script; Wasm core specification)."""
+    if head.startswith(b"\x7fELF"):
+        return EntryKind.ELF
+    if head.startswith(b"#!"):
+        return EntryKind.SCRIPT
+    if head.startswith(b"\0asm"):
+        return EntryKind.WASM
+    return EntryKind.OTHER
