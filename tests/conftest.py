@@ -1,0 +1,95 @@
+"""Fixtures for all tests, and the rule where tests that need root run.
+
+A test that is marked `root` runs only inside the namespaces that `scripts/test` makes; anywhere else it is skipped and
+says so. Invariant: a test that passed has left nothing behind, since the end of the `daemon` fixture looks.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support import leftovers
+from tests.support.cri import Cri
+from tests.support.daemon import Daemon
+
+PRIVATE_NAMESPACE = "CRI_SHIM_PRIVATE_NS"
+
+MakeDaemon = Callable[..., Daemon]
+"""`make_daemon(settings=None, shared_root=False)`: a further daemon, started, closed at the end of the test."""
+
+_daemons = pytest.StashKey[list[Daemon]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0 and PRIVATE_NAMESPACE in os.environ:
+        return
+    skip = pytest.mark.skip(reason="needs root in private namespaces: run scripts/test as root")
+    for item in items:
+        if item.get_closest_marker("root") is not None:
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the end of each daemon's log to the report of a test that failed."""
+    report = yield
+    if report.failed:
+        for daemon in item.stash.get(_daemons, []):
+            report.sections.append((f"cri-shim log, {daemon.log}", daemon.log_tail()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def run_name() -> str:
+    """The name of this test run, unique on the machine."""
+    return os.environ.get(leftovers.RUN_VARIABLE) or f"{os.getpid()}"
+
+
+@pytest.fixture(scope="session")
+def short_directory(run_name: str) -> Iterator[Path]:
+    """A directory with a short path: the address of a unix socket has 107 bytes, a container id takes 64 of them."""
+    directory = Path(os.environ.get("CRI_SHIM_TEST_DIRECTORY") or tempfile.mkdtemp(prefix="cs."))
+    directory.chmod(0o711)
+    yield directory
+    leftovers.remove_cgroup(f"/{leftovers.CGROUP_PREFIX}{run_name}")
+
+
+@pytest.fixture
+def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[MakeDaemon]:
+    daemons = request.node.stash.setdefault(_daemons, [])
+    closing = ExitStack()
+
+    def make(settings: Mapping[str, object] | None = None, *, shared_root: bool = False) -> Daemon:
+        number = sum(1 for _ in short_directory.iterdir())
+        daemon = Daemon(
+            short_directory / str(number),
+            settings=settings,
+            number=number,
+            cgroup_parent=f"/{leftovers.CGROUP_PREFIX}{run_name}/{number}" if os.geteuid() == 0 else "",
+            shared_root=shared_root,
+        )
+        daemons.append(daemon)
+        closing.callback(daemon.close)
+        daemon.start()
+        return daemon
+
+    with closing:
+        yield make
+
+
+@pytest.fixture
+def daemon(make_daemon: MakeDaemon) -> Daemon:
+    """A daemon of the test's own, serving."""
+    return make_daemon()
+
+
+@pytest.fixture
+def cri(daemon: Daemon) -> Iterator[Cri]:
+    with daemon.client() as client:
+        yield client
