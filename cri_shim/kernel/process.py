@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from cri_shim.kernel import libc, pidfd, threads
-from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
+from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, ResourceExhausted
 
 UNKNOWN_EXIT: Final = -1
 """What `Child.wait` returns for a process that is not our child: it is gone, its status went to its own parent."""
@@ -242,23 +242,26 @@ class _Launch:
                 process_group=0,  # a Ctrl-C on the daemon's terminal is for the daemon
             )
         except OSError as error:
-            raise self._explained(error) from error
+            explained = self._explained(error)
+            if explained is None:
+                raise
+            raise explained from error
         process.returncode = 0  # from here on the pidfd is in charge: Popen shall neither wait nor warn
         return process.pid
 
-    def _explained(self, error: OSError) -> Exception:
+    def _explained(self, error: OSError) -> CriShimError | None:
         program = self.argv[0]
         if error.errno in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
             hint = "look at the limits of processes, memory and open files on this node"
             return ResourceExhausted(f"cannot start {program}: {error.strerror}", hint=hint)
-        if self.cwd is not None and error.filename == os.fspath(self.cwd):
-            return error
+        if self.cwd is not None and error.filename is not None and Path(error.filename) == self.cwd:
+            return None
         if error.errno == errno.ENOENT:
             hint = "install it, or name its path in the configuration"
             return FailedPrecondition(f"program {program} is missing on this node", hint=hint)
         if error.errno in {errno.EACCES, errno.ENOEXEC, errno.EPERM}:
             return FailedPrecondition(f"cannot execute {program}: {error.strerror}")
-        return error
+        return None
 
 
 async def run(  # noqa: PLR0913  as `spawn`

@@ -1,0 +1,72 @@
+"""The daemon's own capabilities, from /proc/self/status. Not for changing any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+# linux/capability.h, by bit
+NAMES: Final = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+]
+
+
+def effective() -> frozenset[str]:
+    """What this process may do now, as names without `CAP_`."""
+    return _field("CapEff")
+
+
+def bounding() -> frozenset[str]:
+    """The most that any child of this process can get, as names without `CAP_`."""
+    return _field("CapBnd")
+
+
+def can_lower_oom_score_adj() -> bool:
+    """Whether a score below the daemon's own can be given to a container (proc_pid_oom_score_adj(5))."""
+    return "SYS_RESOURCE" in effective()
+
+
+def _field(name: str) -> frozenset[str]:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    mask = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith(f"{name}:"))
+    return frozenset(capability for bit, capability in enumerate(NAMES) if mask >> bit & 1)

@@ -1,0 +1,209 @@
+"""Files: atomic writes, safe removal and reading below a root that somebody else controls, disk usage, locks.
+
+All of it blocks: call it in a thread. Invariant: no function follows a symlink out of the tree it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cri_shim.kernel import libc, mounts
+from cri_shim.model.errors import InvalidArgument
+
+_BLOCK: Final = 512
+"""Bytes of one unit of st_blocks (stat(2))."""
+_RESOLVE_TRIES: Final = 32
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = False) -> None:
+    """Replace `path` by a file with these bytes and exactly this mode; readers see the old or the new one.
+
+    `sync` makes it survive a power cut (fsync of the file and of its directory).
+    """
+    scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}")
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            os.fchmod(fd, mode)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+            if sync:
+                os.fsync(fd)
+        scratch.rename(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    if sync:
+        fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames, new names and removals in a directory survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove `path` and all below it; gone is success, a symlink is removed and not followed.
+
+    OSError EBUSY, with nothing removed, when a mount is at or below `path`. Depth does not matter: each directory's
+    children are first moved up to the top, so a tree nested by a hostile image costs neither stack nor descriptors.
+    """
+    mounted = next((entry for entry in mounts.mountinfo() if entry.target.is_relative_to(path.absolute())), None)
+    if mounted is not None:
+        raise OSError(errno.EBUSY, f"not removed: {mounted.target} is mounted there", os.fspath(path))
+    try:
+        top = _open_directory(path)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        device = os.fstat(top).st_dev
+        while pending := list(_emptied_of_files(top)):
+            for name in pending:
+                _hoist_children(name, top, device)
+    finally:
+        os.close(top)
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def _open_directory(path: str | Path, parent: int | None = None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, dir_fd=parent)
+
+
+def _emptied_of_files(directory: int) -> Iterator[str]:
+    """Unlink what is not a directory; yield the names of the directories."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield entry.name
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=directory)
+
+
+def _hoist_children(name: str, top: int, device: int) -> None:
+    try:
+        directory = _open_directory(name, top)
+    except FileNotFoundError:
+        return
+    try:
+        if os.fstat(directory).st_dev != device:
+            raise OSError(errno.EBUSY, "not removed: another file system is mounted there", name)
+        for child in list(_emptied_of_files(directory)):
+            os.rename(child, secrets.token_hex(8), src_dir_fd=directory, dst_dir_fd=top)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=top)
+
+
+def usage(path: Path) -> tuple[int, int]:
+    """Allocated bytes and number of inodes at and below `path`; hard links count once, gone is (0, 0).
+
+    What vanishes meanwhile, or lies deeper than a path may be long, is left out.
+    """
+    total, inodes = 0, 0
+    seen: set[tuple[int, int]] = set()
+    pending = [os.fspath(path)]
+    while pending:
+        directory = pending.pop()
+        with contextlib.suppress(OSError):
+            for status in _statuses(directory, pending):
+                identity = (status.st_dev, status.st_ino)
+                if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                    if identity in seen:
+                        continue
+                    seen.add(identity)
+                total += status.st_blocks * _BLOCK
+                inodes += 1
+    return total, inodes
+
+
+def _statuses(directory: str, pending: list[str]) -> Iterator[os.stat_result]:
+    """The directory's own status and those of its files; subdirectories are appended to `pending`."""
+    yield os.lstat(directory)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    yield entry.stat(follow_symlinks=False)
+
+
+def open_in_root(root: Path, path: str | Path, flags: int) -> int:
+    """Open `path` as a process chrooted into `root` would: absolute links and `..` stay inside (openat2(2))."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(_RESOLVE_TRIES - 1):
+            # EAGAIN: something was renamed while the kernel resolved a `..`.
+            with contextlib.suppress(BlockingIOError):
+                return _resolve(directory, path, flags)
+        return _resolve(directory, path, flags)
+    finally:
+        os.close(directory)
+
+
+def _resolve(directory: int, path: str | Path, flags: int) -> int:
+    return libc.openat2(directory, path, flags, libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS)
+
+
+def read_in_root(root: Path, path: str | Path, limit: int) -> bytes | None:
+    """The bytes of a regular file below a root that is not trusted; None when there is no such file.
+
+    InvalidArgument for a FIFO, device, socket or directory (never opened for reading: that alone can have effects) and
+    for more than `limit` bytes.
+    """
+    try:
+        handle = open_in_root(root, path, os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            msg = f"{path} in the image is not a regular file"
+            raise InvalidArgument(msg)
+        data = _read(f"/proc/thread-self/fd/{handle}", limit + 1)
+    finally:
+        os.close(handle)
+    if len(data) > limit:
+        msg = f"{path} in the image is larger than {limit} bytes"
+        raise InvalidArgument(msg)
+    return data
+
+
+def _read(path: str, limit: int) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123  a link to a descriptor, no path
+        return file.read(limit)
+
+
+def lock_exclusive(path: Path) -> int | None:
+    """Take flock(2) on a file, made when missing: the descriptor that holds it, or None when another process does.
+
+    A child that inherits the descriptor holds the lock too.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,188 @@
+"""Namespaces: pin a pod's as files, enter one in a throw-away thread.
+
+Not for user namespaces, which no thread can unshare, and not for PID namespaces, which live with their first process.
+Invariant: only throw-away threads change namespaces; the loop and the pools stay where the daemon was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, TypeVar
+
+from cri_shim.kernel import libc, mounts, netlink, threads
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+
+T = TypeVar("T")
+
+_CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+_FLAGS: Final = {"net": libc.CLONE_NEWNET, "ipc": libc.CLONE_NEWIPC, "uts": libc.CLONE_NEWUTS}
+_PINNED: Final = ("net", "ipc", "uts", "user", "pid")
+# sysctl(5) and kernel docs: these and no others belong to a namespace. All else would change the node.
+_SYSCTL_OWNER: Final = (
+    (re.compile(r"net\..+"), "net"),
+    (re.compile(r"kernel\.(shm\w+|msg\w+|sem)|fs\.mqueue\..+"), "ipc"),
+    (re.compile(r"kernel\.(hostname|domainname)"), "uts"),
+)
+
+
+def pin_namespaces(
+    directory: Path, *, net: bool, ipc: bool, uts: bool, hostname: str, sysctls: Mapping[str, str]
+) -> None:
+    """Make new namespaces of the wanted kinds and bind them on `directory`/{net,ipc,uts}. Blocks for about 1 ms.
+
+    `lo` is up in a new network namespace, `hostname` set in a new UTS namespace, `sysctls` (names with dots) written
+    inside. InvalidArgument for a sysctl that is unknown, refused, or not owned by a namespace made here. On failure
+    nothing is left.
+    """
+    kinds = [kind for kind, wanted in (("net", net), ("ipc", ipc), ("uts", uts)) if wanted]
+    for name in sysctls:
+        _check_sysctl(name, kinds)
+
+    def make() -> None:
+        libc.unshare(sum(_FLAGS[kind] for kind in kinds))
+        if net:
+            netlink.bring_loopback_up()
+        if uts:
+            libc.sethostname(hostname)
+        for name, value in sysctls.items():
+            _write_sysctl(name, value)
+        for kind in kinds:
+            pin = directory / kind
+            pin.touch(mode=0o400)
+            mounts.bind(Path("/proc/thread-self/ns", kind), pin)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        threads.call_in_new_thread(make)
+    except BaseException:
+        unpin(directory)
+        raise
+
+
+def _check_sysctl(name: str, kinds: Sequence[str]) -> None:
+    path = _sysctl_path(name)
+    dotted = ".".join(path.parts)
+    owner = next((kind for pattern, kind in _SYSCTL_OWNER if pattern.fullmatch(dotted)), None)
+    if owner is None or path.is_absolute() or ".." in path.parts:
+        msg = f"sysctl {name!r} is not namespaced: it would change the whole node"
+        raise InvalidArgument(msg)
+    if owner not in kinds:
+        msg = f"sysctl {name!r} needs a {owner} namespace of the pod's own, but the pod uses the node's"
+        raise InvalidArgument(msg)
+
+
+def _sysctl_path(name: str) -> PurePosixPath:
+    # As sysctl(8): whichever of `.` and `/` comes first separates, the other one is part of a name (eth0.1).
+    first = re.search(r"[./]", name)
+    swapped = name.translate(str.maketrans("./", "/."))
+    return PurePosixPath(name if first and first[0] == "/" else swapped)
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    # /proc/sys shows each opener the values of its own namespaces, so this thread writes the pod's.
+    path = Path("/proc/sys") / _sysctl_path(name)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except FileNotFoundError as error:
+        msg = f"sysctl {name!r} does not exist on this node"
+        raise InvalidArgument(msg, hint="the kernel lacks it, or a module is not loaded") from error
+    except OSError as error:
+        msg = f"sysctl {name!r} cannot be set to {value!r}: {error.strerror}"
+        raise InvalidArgument(msg) from error
+
+
+def unpin(directory: Path) -> None:
+    """Drop all pins in `directory` and the directory; what is gone already is success."""
+    for kind in _PINNED:
+        pin = directory / kind
+        while mounts.is_mount_point(pin):
+            mounts.unmount(pin)
+        pin.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+@contextlib.contextmanager
+def _opened(namespace: Path) -> Generator[int]:
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        msg = f"namespace {namespace} is gone"
+        raise FailedPrecondition(msg, hint="the node was restarted, or the pod has been stopped") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def enter_mount_namespace(path: Path) -> Callable[[], None]:
+    """For `process.spawn(enter=…)`: the child starts in the mount namespace pinned at `path`."""
+
+    def enter() -> None:
+        with _opened(path) as fd:
+            libc.unshare(libc.CLONE_FS)  # the kernel refuses a thread that shares its cwd
+            libc.setns(fd, libc.CLONE_NEWNS)
+
+    return enter
+
+
+def fresh_mount_namespace_without(paths: Sequence[Path]) -> Callable[[], None]:
+    """For `process.spawn(enter=…)`: the child gets a copy of the mount table that lacks `paths` in /sys/fs/cgroup.
+
+    Only the cgroup mounts become private there; all others keep their propagation.
+    """
+
+    def enter() -> None:
+        libc.unshare(libc.CLONE_NEWNS)
+        libc.mount(None, _CGROUP_ROOT, None, libc.MS_PRIVATE | libc.MS_REC)
+        for path in paths:
+            mounts.unmount(path)
+
+    return enter
+
+
+def pin_mount_namespace(pin: Path, without: Sequence[Path]) -> None:
+    """Make such a namespace once and bind it on `pin`, whose directory becomes a private mount of itself.
+
+    A namespace that is pinned there already is kept. Blocks.
+    """
+    pin.parent.mkdir(parents=True, exist_ok=True)
+    # Private: a shared pin would propagate into the very namespace that it pins, which the kernel refuses.
+    mounts.make_private(pin.parent)
+    if mounts.is_mount_point(pin):
+        return
+    enter = fresh_mount_namespace_without(without)
+
+    def make() -> int:
+        enter()
+        return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+    # Bound from outside: a namespace cannot hold a bind of itself.
+    made = threads.call_in_new_thread(make)
+    try:
+        pin.touch(mode=0o400)
+        mounts.bind(Path(f"/proc/self/fd/{made}"), pin)
+    finally:
+        os.close(made)
+
+
+def run_in_netns(path: Path, function: Callable[[], T]) -> T:
+    """Run `function` in a throw-away thread inside the network namespace pinned at `path`. Blocks.
+
+    Sockets made there keep that namespace. FailedPrecondition when the namespace is gone.
+    """
+
+    def body() -> T:
+        with _opened(path) as fd:
+            libc.setns(fd, libc.CLONE_NEWNET)
+        return function()
+
+    return threads.call_in_new_thread(body)
