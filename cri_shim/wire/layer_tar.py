@@ -1,4 +1,5 @@
-"""The tar format of image layers: ustar, pax and GNU headers in, entries out, and the names of whiteouts.
+"""
+The tar format of image layers: ustar, pax and GNU headers in, entries out, and the names of whiteouts.
 
 Sans-IO: it never sees the data of a file, only header blocks, so nothing is copied. Not an archive library: sparse
 files, multi-volume archives and the like are refused by name. Invariant: an `Entry` that comes out has a sane size, no
@@ -74,7 +75,8 @@ class Entry(NamedTuple):
 
 
 class EntryReader:
-    """Feed it `wanted` bytes of the stream at a time; it returns an Entry when one is complete.
+    """
+    Feed it `wanted` bytes of the stream at a time; it returns an Entry when one is complete.
 
         header ──x,g,L,K──▶ extension ──▶ header
           │ └─zero block─▶ trailer ─zero block─▶ finished
@@ -171,7 +173,8 @@ def padded(size: int) -> int:
 
 
 def contained_path(name: str) -> str:
-    """The path of an archive name below the root: no leading slash, no `.`; the root itself is empty.
+    """
+    The path of an archive name below the root: no leading slash, no `.`; the root itself is empty.
 
     A name with `..` is refused: no builder writes one, and it can only be meant to leave the root.
     """

@@ -1,0 +1,153 @@
+"""
+The zygote: a small, single-threaded Python process that forks one child per request of the daemon.
+
+It knows no task, reads no request and imports next to nothing: a request is a descriptor that the child reads. It does
+not outlive the daemon (it ends at end-of-file), its children may. Invariant: nothing here starts a thread or touches a
+library that a fork would break.
+
+Started by path, with `-I -S`, so that a child imports only from where its request says. Over a SOCK_SEQPACKET socket:
+
+    daemon → zygote   `fork` + descriptors: request (a memfd with JSON), result (a pipe), whatever the task takes
+    zygote → daemon   `{"pid": 7}` + a pidfd, or `{"refused": "…"}`, in the order of the requests
+    zygote → daemon   `{"exited": 7, "status": 9}`, the status as wait(2) has it
+
+    request           {"path": [sys.path entries], "task": "module:function", "arguments": {…}, "held": n}
+    result            {"value": {…}} or {"error": {"type": "…", "text": "…", "errno": n}}
+
+The last `held` descriptors are not the task's: they are only kept open until the child ends (an inherited lock).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+
+TYPE_CHECKING = False  # the typing module costs 1 MiB, a tenth of this process
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_MAX_DESCRIPTORS = 253  # SCM_MAX_FD
+_MESSAGE = 4096
+_HIGHEST_FD = 1 << 30
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the first argument, until its other end is closed."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    children: dict[int, int] = {}
+    while True:
+        for fd, _ in poller.poll():
+            if fd != channel.fileno():
+                poller.unregister(fd)
+                _report_exit(channel, fd, children.pop(fd))
+                continue
+            started = _serve(channel)
+            if started is not None:
+                pid, pidfd = started
+                children[pidfd] = pid
+                poller.register(pidfd, select.POLLIN)
+
+
+def _serve(channel: socket.socket) -> tuple[int, int] | None:
+    """Fork for the next request; the pid and pidfd of the child."""
+    message, fds, _, _ = socket.recv_fds(channel, _MESSAGE, _MAX_DESCRIPTORS)
+    if not message:
+        sys.exit(0)  # the daemon is gone; children go on
+    refusal = b""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        pid, refusal = -1, os.strerror(error.errno or 0).encode()
+    if pid == 0:
+        _run_child(fds)
+    for fd in fds:
+        os.close(fd)
+    if refusal:
+        channel.send(b'{"refused": "fork: %s"}' % refusal)
+        return None
+    pidfd = os.pidfd_open(pid)
+    socket.send_fds(channel, [b'{"pid": %d}' % pid], [pidfd])
+    return pid, pidfd
+
+
+def _report_exit(channel: socket.socket, pidfd: int, pid: int) -> None:
+    _, status = os.waitpid(pid, 0)
+    os.close(pidfd)
+    channel.send(b'{"exited": %d, "status": %d}' % (pid, status))
+
+
+def _run_child(fds: list[int]) -> NoReturn:
+    """The whole life of a child: read the request, run the task, write the result."""
+    code = 1
+    try:
+        _leave_zygote(fds)
+        import json  # noqa: PLC0415  the zygote itself has no use for it, and it costs 1 MiB
+
+        request, result, *rest = fds
+        call = json.loads(_read_all(request))
+        given = rest[: len(rest) - call["held"]]
+        try:
+            outcome = {"value": _call(call, given)}
+        except BaseException as error:  # noqa: BLE001  whatever it is, the daemon is to know
+            outcome = {"error": _describe(error)}
+        data = memoryview(json.dumps(outcome).encode())
+        while data:
+            data = data[os.write(result, data) :]
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _call(call: dict[str, Any], fds: list[int]) -> object:
+    sys.path[:0] = call["path"]
+    import importlib  # noqa: PLC0415  with the path that the request gives
+
+    module, _, function = call["task"].partition(":")
+    return getattr(importlib.import_module(module), function)(call["arguments"], fds)
+
+
+def _leave_zygote(fds: list[int]) -> None:
+    """Keep the standard streams and the request's descriptors, and give up the daemon's shelter from the OOM killer."""
+    low = 3
+    for fd in sorted(fds):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, _HIGHEST_FD)
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as score:  # noqa: PTH123  pathlib is not loaded here
+        if int(score.read()) < 0:
+            score.write(b"0")
+
+
+def _read_all(fd: int) -> bytes:
+    """A memfd from its start: whoever wrote it left the offset at the end."""
+    size = os.fstat(fd).st_size
+    return os.pread(fd, size, 0)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """
+    Where it happened as numbers only.
+
+    The traceback module would read source files by path: after a chroot those belong to a layer.
+    """
+    trace, where = error.__traceback__, ""
+    while trace is not None:
+        where = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return {
+        "type": type(error).__name__,
+        "text": str(error),
+        "errno": error.errno if isinstance(error, OSError) else None,
+        "where": where,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)  # the daemon went away in the middle of an answer
