@@ -7,6 +7,7 @@ Invariant: only throw-away threads change namespaces; the loop and the pools sta
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -159,17 +160,37 @@ def pin_mount_namespace(pin: Path, without: Sequence[Path]) -> None:
     mounts.make_private(pin.parent)
     if mounts.is_mount_point(pin):
         return
+    pin.touch(mode=0o400)
+    for cpu in sorted(os.sched_getaffinity(0)):
+        # The kernel binds only namespaces with a higher id than the caller's own, against loops. Since Linux 6.18 each
+        # CPU hands out ids from a batch of its own: the CPU that made the caller's namespace always has a higher one.
+        with contextlib.suppress(_IdTooLow):
+            _bind_new_mount_namespace(pin, without, cpu)
+            return
+    pin.unlink()
+    raise OSError(errno.EINVAL, "mount: no CPU makes a mount namespace that can be pinned", os.fspath(pin))
+
+
+class _IdTooLow(Exception):
+    """The kernel refused the bind of a mount namespace, as one that might hold itself."""
+
+
+def _bind_new_mount_namespace(pin: Path, without: Sequence[Path], cpu: int) -> None:
     enter = fresh_mount_namespace_without(without)
 
     def make() -> int:
+        os.sched_setaffinity(0, {cpu})
         enter()
         return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
     # Bound from outside: a namespace cannot hold a bind of itself.
     made = threads.call_in_new_thread(make)
     try:
-        pin.touch(mode=0o400)
         mounts.bind(Path(f"/proc/self/fd/{made}"), pin)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise _IdTooLow from error
+        raise
     finally:
         os.close(made)
 
