@@ -1,0 +1,68 @@
+"""The OCI runtime spec of a container, composed of its parts; an infra container's too.
+
+Not a reader of anything: plan and facts in, config.json out. Invariant: every field of the request is honoured here or
+refused with an error that names it.
+"""
+
+from __future__ import annotations
+
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import cgroup_plan, devices, mounts, namespaces, resources, security
+from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
+from cri_shim.spec.unsupported import refuse_unsupported
+
+
+def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
+    """config.json of the plan's container (OCI runtime-spec 1.x). Raises for what cannot be honoured."""
+    refuse_unsupported(plan.config, host)
+    wanted = plan.config.linux.security_context
+    propagation = mounts.rootfs_propagation(plan.config.mounts)
+    return {
+        "ociVersion": host.oci_version,
+        "process": _process(plan, host),
+        "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
+        "mounts": mounts.mounts(plan, found),
+        "annotations": dict(plan.annotations),
+        "linux": {
+            "cgroupsPath": cgroup_plan.cgroups_path_for_spec(plan.pod.cgroup_parent, plan.id),
+            "namespaces": namespaces.namespaces(plan, host),
+            **_devices_and_resources(plan, host, found),
+            **security.masks(wanted),
+            **_present("seccomp", security.seccomp(wanted, host, found)),
+            **_present("rootfsPropagation", propagation),
+        },
+    }
+
+
+def exec_process(process: Json, args: tuple[str, ...]) -> Json:
+    """The process of an exec: that of the container, with other arguments and no terminal (contract: ExecSync)."""
+    return {**process, "args": list(args), "terminal": False}
+
+
+def _process(plan: ContainerPlan, host: HostFacts) -> Json:
+    """`process`. No rlimits: the CRI has none, a container inherits the daemon's."""
+    process, wanted = plan.process, plan.config.linux.security_context
+    user: Json = {"uid": process.user.uid, "gid": process.user.gid, "additionalGids": list(process.user.groups)}
+    profile = security.apparmor_profile(wanted)
+    localhost = profile.profile_type == pb.SecurityProfile.Localhost and not wanted.privileged
+    return {
+        "terminal": process.tty,
+        "user": user,
+        "args": list(process.args),
+        "env": list(process.env),
+        "cwd": process.cwd,
+        "capabilities": security.capabilities(wanted, host),
+        "noNewPrivileges": wanted.no_new_privs,
+        "oomScoreAdj": resources.oom_score_adj(plan.config.linux.resources, host),
+        **_present("apparmorProfile", profile.localhost_ref if localhost else None),
+    }
+
+
+def _devices_and_resources(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
+    nodes, rules = devices.devices(plan.config, found)
+    return {"devices": nodes, "resources": {"devices": rules, **resources.resources(plan.config.linux.resources, host)}}
+
+
+def _present(key: str, value: Json | str | None) -> Json:
+    return {key: value} if value else {}

@@ -1,0 +1,77 @@
+"""What was read from the host before a spec is built: values only, so that the same facts give the same spec.
+
+Not the readers (`handlers.oci`). Invariant: nothing in `cri_shim.spec` asks the host; what is not here is not known.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+"""A JSON object; config.json is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The same for every container of a handler."""
+
+    oci_version: str
+    """The `ociVersion` that the runtime's binary knows."""
+    capabilities: frozenset[str]
+    """The daemon's own, names without CAP_: nobody can give more than he has."""
+    lowest_oom_score_adj: int
+    cgroup_version: int
+    """1 on hybrid hosts too: the controllers decide."""
+    machine: str = "x86_64"
+    """As uname(2) says it."""
+    swap_controller: bool = False
+    hugetlb_controller: bool = False
+    seccomp: bool = True
+    apparmor: bool = False
+    selinux: bool = False
+    recursive_read_only: bool = False
+    """Runtime and kernel know recursive read-only bind mounts."""
+
+
+class Propagation(enum.Enum):
+    """Of the mount that a path is on (mount_namespaces(7))."""
+
+    PRIVATE = "private"
+    SLAVE = "slave"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class MountSource:
+    """A `host_path` with all its symlinks resolved."""
+
+    path: str
+    propagation: Propagation = Propagation.PRIVATE
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device of the host. `path` is below the `host_path` that was asked for, empty when it is that path itself."""
+
+    path: str
+    block: bool
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """Read for one container, by what its configuration names."""
+
+    sources: Mapping[str, MountSource] = field(default_factory=dict)
+    """By `Mount.host_path`, as given."""
+    devices: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)
+    """By `Device.host_path`, as given; a directory gives every device below it. `/dev` for a privileged container."""
+    seccomp: Json | None = None
+    """The content of a Localhost profile."""

@@ -1,0 +1,125 @@
+"""The mounts of a container: defaults, the pod's files, and those of the request.
+
+Not the mounting, and not the making of missing sources. Invariant: parents come before children, and a mount of the
+request replaces a default at the same place.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.facts import ContainerFacts, Json, MountSource, Propagation
+
+_OF_KERNEL = ("nosuid", "noexec", "nodev")
+_PROPAGATION_OPTION = {
+    pb.MountPropagation.PROPAGATION_PRIVATE: "rprivate",
+    pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
+    pb.MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
+}
+
+
+def mounts(plan: ContainerPlan, found: ContainerFacts) -> list[Json]:
+    """`mounts` (OCI runtime-spec, config) in the order in which they are made."""
+    asked = [_asked(mount, found) for mount in plan.config.mounts]
+    own = {mount["destination"] for mount in asked}
+    placed = [mount for mount in _of_pod(plan) if mount["destination"] not in own] + asked
+    hidden = {mount["destination"] for mount in placed}
+    defaults = [m for m in _defaults(plan) if not _is_hidden(m["destination"], hidden)]
+    return [*defaults, *sorted(placed, key=_depth)]
+
+
+def rootfs_propagation(mounts_asked: Sequence[pb.Mount]) -> str:
+    """`linux.rootfsPropagation`: as open as the most open mount needs it, empty for the runtime's default."""
+    modes = {mount.propagation for mount in mounts_asked}
+    if pb.MountPropagation.PROPAGATION_BIDIRECTIONAL in modes:
+        return "rshared"
+    return "rslave" if pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER in modes else ""
+
+
+def _defaults(plan: ContainerPlan) -> list[Json]:
+    minimal = [
+        _kernel_fs("/proc", "proc", _OF_KERNEL),
+        _kernel_fs("/dev", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+    ]
+    if plan.infra:
+        return minimal
+    access = "rw" if plan.config.linux.security_context.privileged else "ro"
+    return [
+        *minimal,
+        _kernel_fs("/dev/pts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
+        _kernel_fs("/dev/mqueue", "mqueue", _OF_KERNEL),
+        _kernel_fs("/sys", "sysfs", (*_OF_KERNEL, access)),
+        _kernel_fs("/sys/fs/cgroup", "cgroup", (*_OF_KERNEL, "relatime", access)),
+    ]
+
+
+def _of_pod(plan: ContainerPlan) -> list[Json]:
+    if plan.infra:
+        return []
+    access = "ro" if plan.config.linux.security_context.readonly_rootfs else "rw"
+    pod = plan.pod
+    return [
+        bind(str(pod.shm), "/dev/shm", ("rbind", "rprivate", "rw")),  # noqa: S108  the pod's own, not a temporary file
+        bind(str(pod.hostname_file), "/etc/hostname", ("rbind", "rprivate", access)),
+        bind(str(pod.hosts), "/etc/hosts", ("rbind", "rprivate", access)),
+        bind(str(pod.resolv_conf), "/etc/resolv.conf", ("rbind", "rprivate", access)),
+    ]
+
+
+def _asked(mount: pb.Mount, found: ContainerFacts) -> Json:
+    target = _target(mount)
+    source = found.sources.get(mount.host_path)
+    if source is None:
+        msg = f"mounts: host_path {mount.host_path!r} of {target} does not exist"
+        raise FailedPrecondition(msg)
+    if mount.propagation not in _PROPAGATION_OPTION:
+        msg = f"mounts: propagation {mount.propagation} of {target} is not a value of the CRI's enum"
+        raise InvalidArgument(msg)
+    _check_propagation(mount, source)
+    access = "rw"
+    if mount.readonly:
+        access = "rro" if mount.recursive_read_only else "ro"
+    return bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], access))
+
+
+def _target(mount: pb.Mount) -> str:
+    target = mount.container_path
+    if not target.startswith("/") or "\0" in target or posixpath.normpath(target) in {"/", "//"}:
+        msg = f"mounts: container_path {target!r} is not an absolute path below /"
+        raise InvalidArgument(msg)
+    return posixpath.normpath(target)
+
+
+def _check_propagation(mount: pb.Mount, source: MountSource) -> None:
+    """A private mount passes nothing on, so that the request could not be kept (contract: default mounts)."""
+    enough = {
+        pb.MountPropagation.PROPAGATION_PRIVATE: set(Propagation),
+        pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: {Propagation.SHARED, Propagation.SLAVE},
+        pb.MountPropagation.PROPAGATION_BIDIRECTIONAL: {Propagation.SHARED},
+    }[mount.propagation]
+    if source.propagation not in enough:
+        wanted = pb.MountPropagation.Name(mount.propagation)
+        msg = f"mounts: {wanted} of {mount.container_path}: {source.path} is on a {source.propagation.value} mount"
+        raise FailedPrecondition(msg, hint=f"make that mount of the host shared: mount --make-rshared {source.path}")
+
+
+def bind(source: str, target: str, options: Sequence[str]) -> Json:
+    """A bind mount."""
+    return {"destination": target, "type": "bind", "source": source, "options": list(options)}
+
+
+def _kernel_fs(target: str, kind: str, options: Sequence[str]) -> Json:
+    return {"destination": target, "type": kind, "source": kind, "options": list(options)}
+
+
+def _is_hidden(target: str, placed: set[str]) -> bool:
+    return target in placed or ("/dev" in placed and target.startswith("/dev/"))
+
+
+def _depth(mount: Json) -> int:
+    target: str = mount["destination"]
+    return target.count("/")

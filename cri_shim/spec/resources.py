@@ -1,0 +1,88 @@
+"""Limits: cgroup settings and the score of the OOM killer.
+
+Not where the cgroup is (`cri_shim.spec.cgroup_plan`). Invariant: a limit is in the spec or refused by name; 0 and empty
+mean "not set" (CRI v1).
+"""
+
+from __future__ import annotations
+
+import re
+
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.facts import HostFacts, Json
+
+_UNIFIED_KEY = re.compile(r"[a-z]+\.[A-Za-z0-9_.]+")
+_FIELD = "linux.resources"
+
+
+def resources(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
+    """`linux.resources` without devices (OCI runtime-spec, config-linux)."""
+    wanted = {
+        "cpu": _cpu(asked),
+        "memory": _memory(asked, host),
+        "hugepageLimits": _hugepages(asked, host),
+        "unified": _unified(asked, host),
+    }
+    return {key: value for key, value in wanted.items() if value}
+
+
+def oom_score_adj(asked: pb.LinuxContainerResources, host: HostFacts) -> int:
+    """The score that the kernel lets this daemon give: never below its own lowest."""
+    if not -1000 <= asked.oom_score_adj <= 1000:
+        msg = f"{_FIELD}.oom_score_adj {asked.oom_score_adj} is not between -1000 and 1000"
+        raise InvalidArgument(msg)
+    return max(asked.oom_score_adj, host.lowest_oom_score_adj)
+
+
+def _cpu(asked: pb.LinuxContainerResources) -> Json:
+    if asked.cpu_shares < 0 or asked.cpu_period < 0:
+        msg = f"{_FIELD}: cpu_shares {asked.cpu_shares} and cpu_period {asked.cpu_period} must not be negative"
+        raise InvalidArgument(msg)
+    wanted = {
+        "shares": asked.cpu_shares,
+        "quota": asked.cpu_quota,
+        "period": asked.cpu_period,
+        "cpus": asked.cpuset_cpus,
+        "mems": asked.cpuset_mems,
+    }
+    return {key: value for key, value in wanted.items() if value}
+
+
+def _memory(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
+    limit, both = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
+    if 0 < both < limit:
+        msg = (
+            f"{_FIELD}.memory_swap_limit_in_bytes {both} is less than memory_limit_in_bytes {limit}, which it includes"
+        )
+        raise InvalidArgument(msg)
+    if both and both != limit and not host.swap_controller:
+        msg = f"{_FIELD}.memory_swap_limit_in_bytes: this kernel does not account for swap"
+        raise FailedPrecondition(msg, hint="boot with swapaccount=1 or leave the field out")
+    wanted: Json = {"limit": limit} if limit else {}
+    if host.swap_controller and (both or limit):
+        # Without a word on swap a limit means: that much, and no swap on top.
+        wanted["swap"] = both or limit
+    return wanted
+
+
+def _hugepages(asked: pb.LinuxContainerResources, host: HostFacts) -> list[Json]:
+    limits = [{"pageSize": entry.page_size, "limit": entry.limit} for entry in asked.hugepage_limits]
+    if host.hugetlb_controller:
+        return limits
+    # The kubelet sends a 0 for every page size of the node; without the controller there is nothing to limit.
+    if any(entry.limit for entry in asked.hugepage_limits):
+        msg = f"{_FIELD}.hugepage_limits: this node has no hugetlb cgroup controller"
+        raise FailedPrecondition(msg)
+    return []
+
+
+def _unified(asked: pb.LinuxContainerResources, host: HostFacts) -> dict[str, str]:
+    if asked.unified and host.cgroup_version < 2:
+        msg = f"{_FIELD}.unified: {min(asked.unified)} is a file of cgroup v2, this node runs cgroup v1"
+        raise FailedPrecondition(msg)
+    for key in asked.unified:
+        if _UNIFIED_KEY.fullmatch(key) is None:
+            msg = f"{_FIELD}.unified: {key!r} is not the name of a file of a cgroup v2 controller"
+            raise InvalidArgument(msg)
+    return dict(asked.unified)

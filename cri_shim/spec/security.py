@@ -1,0 +1,127 @@
+"""Capabilities, profiles, masked paths: what the first process may do.
+
+Not the checks for what is unsupported (`cri_shim.spec.unsupported`). Invariant: a container is never given a capability
+that the daemon does not hold itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cri_shim.model.errors import InvalidArgument
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
+from cri_shim.spec.seccomp_default import default_profile
+
+# linux/capability.h, in order of their numbers.
+KNOWN_CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+    *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
+    *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
+    *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
+    *("MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF"),
+    "CHECKPOINT_RESTORE",
+)
+
+# What the other CRI runtimes give when nothing is said.
+DEFAULT_CAPABILITIES = frozenset(
+    {
+        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
+        *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+    }
+)
+
+_ALL = "ALL"
+_LOCALHOST = "localhost/"
+
+
+def wanted_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset[str]:
+    """What the request asks for, whoever has it: ALL first, then single additions, then single drops.
+
+    InvalidArgument names a capability that Linux does not have.
+    """
+    if security.privileged:
+        return frozenset(KNOWN_CAPABILITIES)
+    asked = security.capabilities
+    added = _names(asked.add_capabilities, "add_capabilities") | _names(
+        asked.add_ambient_capabilities, "add_ambient_capabilities"
+    )
+    dropped = _names(asked.drop_capabilities, "drop_capabilities")
+    wanted = frozenset() if _ALL in dropped else DEFAULT_CAPABILITIES
+    if _ALL in added:
+        wanted = frozenset(KNOWN_CAPABILITIES)
+    return (wanted | (added - {_ALL})) - dropped
+
+
+def capabilities(security: pb.LinuxContainerSecurityContext, host: HostFacts) -> Json:
+    """`process.capabilities` (OCI runtime-spec, config). Clamped to the daemon's own set."""
+    given = wanted_capabilities(security) & host.capabilities
+    ambient = _names(security.capabilities.add_ambient_capabilities, "add_ambient_capabilities")
+    kept = given if _ALL in ambient else given & ambient
+    everything, inherited = _formatted(given), _formatted(kept)
+    return {
+        "bounding": everything,
+        "effective": everything,
+        "permitted": everything,
+        "inheritable": inherited,
+        "ambient": inherited,
+    }
+
+
+def seccomp(security: pb.LinuxContainerSecurityContext, host: HostFacts, found: ContainerFacts) -> Json | None:
+    """`linux.seccomp`, None for no filter. A request without a profile is unconfined (CRI v1)."""
+    if security.privileged:
+        return None
+    profile = seccomp_profile(security)
+    match profile.profile_type:
+        case pb.SecurityProfile.RuntimeDefault:
+            return default_profile(wanted_capabilities(security) & host.capabilities, host.machine)
+        case pb.SecurityProfile.Localhost:
+            return found.seccomp
+        case _:
+            return None
+
+
+def seccomp_profile(security: pb.LinuxContainerSecurityContext) -> pb.SecurityProfile:
+    """The profile asked for, in the new form or, without that, in the old one."""
+    if security.HasField("seccomp"):
+        return security.seccomp
+    return _old_profile(security.seccomp_profile_path, "seccomp_profile_path")
+
+
+def apparmor_profile(security: pb.LinuxContainerSecurityContext) -> pb.SecurityProfile:
+    """Likewise for AppArmor."""
+    if security.HasField("apparmor"):
+        return security.apparmor
+    return _old_profile(security.apparmor_profile, "apparmor_profile")
+
+
+def masks(security: pb.LinuxContainerSecurityContext) -> Json:
+    """`linux.maskedPaths` and `readonlyPaths`, verbatim: an empty list masks nothing. None of them when privileged."""
+    if security.privileged:
+        return {}
+    return {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
+
+
+def _old_profile(text: str, field: str) -> pb.SecurityProfile:
+    if text in {"", "unconfined"}:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+    if text in {"runtime/default", "docker/default"}:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+    if text.startswith(_LOCALHOST):
+        reference = text.removeprefix(_LOCALHOST)
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=reference)
+    msg = f"linux.security_context.{field} {text!r} is not runtime/default, unconfined or localhost/NAME"
+    raise InvalidArgument(msg)
+
+
+def _names(names: Iterable[str], field: str) -> frozenset[str]:
+    parsed = frozenset(name.upper().removeprefix("CAP_") for name in names)
+    for unknown in parsed - {_ALL, *KNOWN_CAPABILITIES}:
+        msg = f"linux.security_context.capabilities.{field}: Linux has no capability {unknown!r}"
+        raise InvalidArgument(msg)
+    return parsed
+
+
+def _formatted(names: frozenset[str]) -> list[str]:
+    return [f"CAP_{name}" for name in KNOWN_CAPABILITIES if name in names]

@@ -1,0 +1,137 @@
+"""Fields of a request that this version, or this node, cannot honour: each is refused by name, none is ignored.
+
+Not the checks of values that are supported. Invariant: a field of `ContainerConfig` that is neither read in
+`cri_shim.spec` nor listed here does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cri_shim.model.errors import Code, CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.facts import HostFacts
+from cri_shim.spec.security import apparmor_profile, seccomp_profile
+
+_RRO_PREFIX = "RROUnsupported"
+"""The kubelet turns an error that starts like this into a condition of its own (CRI v1, `recursive_read_only`)."""
+
+_CDI_ANNOTATION = "cdi.k8s.io/"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """`breaks` gets the configuration and the host's facts."""
+
+    field: str
+    breaks: Callable[[pb.ContainerConfig, HostFacts], bool]
+    why: str
+    error: type[CriShimError] = Unimplemented
+
+
+def _security(config: pb.ContainerConfig) -> pb.LinuxContainerSecurityContext:
+    return config.linux.security_context
+
+
+def _userns(config: pb.ContainerConfig) -> pb.NamespaceMode.ValueType:
+    options = _security(config).namespace_options
+    return options.userns_options.mode if options.HasField("userns_options") else pb.NamespaceMode.NODE
+
+
+def _profile_asked(profile: pb.SecurityProfile) -> bool:
+    return profile.profile_type != pb.SecurityProfile.Unconfined
+
+
+_NOT_YET = "is not supported by this version"
+_LISTED = "linux.security_context"
+
+_CONTAINER_RULES = (
+    _Rule("CDI_devices", lambda c, _: bool(c.CDI_devices), _NOT_YET),
+    _Rule(
+        "annotations",
+        lambda c, _: any(k.startswith(_CDI_ANNOTATION) for k in c.annotations),
+        f"{_CDI_ANNOTATION}* {_NOT_YET}",
+    ),
+    _Rule(
+        f"{_LISTED}.namespace_options.userns_options.mode",
+        lambda c, _: _userns(c) not in {pb.NamespaceMode.POD, pb.NamespaceMode.NODE},
+        "must be POD or NODE",
+        InvalidArgument,
+    ),
+    _Rule(
+        f"{_LISTED}.namespace_options.userns_options",
+        lambda c, _: _userns(c) == pb.NamespaceMode.POD,
+        f"a user namespace {_NOT_YET}",
+    ),
+    _Rule(
+        f"{_LISTED}.selinux_options",
+        lambda c, _: _security(c).selinux_options != pb.SELinuxOption(),
+        "SELinux labels are not supported by this version, or SELinux is off on this node",
+        FailedPrecondition,
+    ),
+    _Rule(
+        f"{_LISTED}.apparmor",
+        lambda c, h: apparmor_profile(_security(c)).profile_type == pb.SecurityProfile.Localhost and not h.apparmor,
+        "AppArmor is off on this node, so that the profile cannot be applied",
+        FailedPrecondition,
+    ),
+    _Rule(
+        f"{_LISTED}.seccomp",
+        lambda c, h: not _security(c).privileged and _profile_asked(seccomp_profile(_security(c))) and not h.seccomp,
+        "this kernel has no seccomp filters",
+        FailedPrecondition,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _MountRule:
+    field: str
+    breaks: Callable[[pb.Mount, HostFacts], bool]
+    why: str
+    error: type[CriShimError] = Unimplemented
+
+
+_MOUNT_RULES = (
+    _MountRule("image", lambda m, _: m.HasField("image"), f"an image volume {_NOT_YET}"),
+    _MountRule("image_sub_path", lambda m, _: bool(m.image_sub_path), "needs image", InvalidArgument),
+    _MountRule("mount_options", lambda m, _: bool(m.mount_options), _NOT_YET),
+    _MountRule("uidMappings", lambda m, _: bool(m.uidMappings), f"an idmapped mount {_NOT_YET}"),
+    _MountRule("gidMappings", lambda m, _: bool(m.gidMappings), f"an idmapped mount {_NOT_YET}"),
+    _MountRule(
+        "recursive_read_only", lambda m, _: m.recursive_read_only and not m.readonly, "needs readonly", InvalidArgument
+    ),
+    _MountRule(
+        "recursive_read_only",
+        lambda m, _: m.recursive_read_only and m.propagation != pb.MountPropagation.PROPAGATION_PRIVATE,
+        "needs PROPAGATION_PRIVATE",
+        InvalidArgument,
+    ),
+)
+
+
+class RecursiveReadOnlyUnsupported(CriShimError):
+    """A mount asks for `recursive_read_only`, which the runtime or the kernel lacks."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+def refuse_unsupported(config: pb.ContainerConfig, host: HostFacts) -> None:
+    """Raise for the first field that cannot be honoured; the error names it."""
+    for rule in _CONTAINER_RULES:
+        if rule.breaks(config, host):
+            msg = f"{rule.field}: {rule.why}"
+            raise rule.error(msg)
+    for mount in config.mounts:
+        _refuse_mount(mount, host)
+
+
+def _refuse_mount(mount: pb.Mount, host: HostFacts) -> None:
+    for rule in _MOUNT_RULES:
+        if rule.breaks(mount, host):
+            msg = f"mounts: {rule.field} of {mount.container_path}: {rule.why}"
+            raise rule.error(msg)
+    if mount.recursive_read_only and not host.recursive_read_only:
+        msg = f"{_RRO_PREFIX}: recursive_read_only of {mount.container_path}: this runtime or kernel is not able to"
+        raise RecursiveReadOnlyUnsupported(msg)
