@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from tests.support.cri import POLL, Cri, container_config, fault, pod_config
 
 PROGRAM: Final = Path(sys.executable).with_name("cri-shim")
 START_LIMIT: Final = 30.0
+START_POLL: Final = 0.002
 STOP_LIMIT: Final = 30.0
 LOG_LINES: Final = 60
 """How much of a daemon's log goes into an error."""
@@ -117,17 +119,17 @@ class Daemon:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, *, within: float = START_LIMIT) -> None:
-        """Returns once the daemon serves; raises DaemonError with the end of its log if it does not."""
+    def start(self, *, within: float = START_LIMIT) -> float:
+        """Returns once the daemon serves: the seconds from exec to the first ListContainers that was answered.
+
+        DaemonError with the end of the log if it does not come to that.
+        """
+        begin = time.monotonic()
         self.spawn()
-        deadline = time.monotonic() + within
-        # A few steps of this client are quicker than a channel's back-off after a refused connection.
-        while not self.answers():
-            if not self.is_running:
-                raise DaemonError(f"cri-shim ended with {self.wait()} at start:\n{self.log_tail()}")
-            if time.monotonic() > deadline:
-                raise DaemonError(f"cri-shim does not serve after {within} s:\n{self.log_tail()}")
-            time.sleep(POLL)
+        self._wait_until(self._listens, begin + within)
+        with self.client(timeout=within) as cri:
+            self._wait_until(lambda: self._serves(cri), begin + within)
+        return time.monotonic() - begin
 
     def spawn(self) -> None:
         """Starts the process and returns at once."""
@@ -142,20 +144,6 @@ class Daemon:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-
-    def answers(self) -> bool:
-        """Whether the daemon serves: it listens and is through with recovery."""
-        if not self.socket.exists():
-            return False
-        with self.client(timeout=5) as cri:
-            try:
-                cri.containers()
-            except grpc.RpcError as error:
-                code, words = fault(error)
-                if code is not grpc.StatusCode.UNAVAILABLE:
-                    raise DaemonError(f"ListContainers: {code.name}: {words}\n{self.log_tail()}") from error
-                return False
-        return True
 
     def stop(self, *, within: float = STOP_LIMIT) -> int:
         """Ends the daemon as systemd does. Returns its exit status; containers go on."""
@@ -242,6 +230,30 @@ class Daemon:
         leftovers.sweep(self.base, self.cgroup_parent)
         if self._process is not None:
             self._process.wait()
+
+    def _wait_until(self, reached: Callable[[], bool], deadline: float) -> None:
+        while not reached():
+            if not self.is_running:
+                raise DaemonError(f"cri-shim ended with {self.wait()} at start:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise DaemonError(f"cri-shim does not serve in time:\n{self.log_tail()}")
+            time.sleep(START_POLL)
+
+    def _listens(self) -> bool:
+        """By connect(2): a gRPC channel that was refused once waits a second before it tries again."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def _serves(self, cri: Cri) -> bool:
+        """Whether the daemon is through with recovery."""
+        try:
+            cri.containers()
+        except grpc.RpcError as error:
+            code, words = fault(error)
+            if code is not grpc.StatusCode.UNAVAILABLE:
+                raise DaemonError(f"ListContainers: {code.name}: {words}\n{self.log_tail()}") from error
+            return False
+        return True
 
     def _write_network(self) -> None:
         subnet = f"10.{88 + self._network % 100}.0.0/16"
