@@ -1,0 +1,225 @@
+"""The containers' cgroups on v1, v2 and hybrid hosts: place a monitor, kill, remove, read.
+
+Not for limits: the OCI runtime writes them. Everything blocks and belongs into a thread. Invariant: only the directory
+of one container, and that of its monitor, is ever removed or killed; their parent belongs to the kubelet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cri_shim.kernel import mounts
+from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, monitor_dir
+
+_ROOT: Final = Path("/sys/fs/cgroup")
+_ACCOUNTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio")
+"""v1 controllers that a monitor moves in; not cpuset, where a new directory takes no process before it is set up."""
+_UNLIMITED: Final = 1 << 62
+"""v1 writes an unlimited memory.limit_in_bytes as the largest page-aligned 63-bit number."""
+_KILL_SECONDS: Final = 10.0
+_BUSY_SECONDS: Final = 5.0
+_PAUSE: Final = 0.01
+
+
+class Version(enum.Enum):
+    """Which cgroup hierarchies a host has; on a hybrid one the v1 controllers are used."""
+
+    V1 = "v1"
+    V2 = "v2"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupHost:
+    """The mounted hierarchies.
+
+    `controllers` maps a controller to the root of its hierarchy, `hierarchies` are all roots without repeats
+    (co-mounted controllers share one; named ones and the unified one are included).
+    """
+
+    version: Version
+    controllers: Mapping[str, Path]
+    hierarchies: tuple[Path, ...]
+    unified: Path | None
+
+
+def host_from_mounts(root: Path, table: Sequence[mounts.MountEntry]) -> CgroupHost:
+    """What is mounted at and below `root`, by the mount table."""
+    here = [entry for entry in table if entry.target.is_relative_to(root)]
+    unified = next((entry.target for entry in here if entry.fstype == "cgroup2"), None)
+    legacy = {entry.target: entry for entry in here if entry.fstype == "cgroup"}
+    controllers = {name: entry.target for entry in legacy.values() for name in _v1_controllers(entry)}
+    roots = (*legacy, *([unified] if unified else []))
+    if not legacy:
+        return CgroupHost(Version.V2, controllers, roots, unified)
+    return CgroupHost(Version.HYBRID if unified else Version.V1, controllers, roots, unified)
+
+
+def _v1_controllers(entry: mounts.MountEntry) -> Iterator[str]:
+    for option in entry.super_options:
+        if "=" not in option and option not in {"rw", "ro", "xattr", "noprefix", "clone_children"}:
+            yield option
+
+
+class Cgroups:
+    """The cgroups of the containers below the parents that the kubelet names."""
+
+    def __init__(self, host: CgroupHost, driver: Driver) -> None:
+        self.host = host
+        self.driver = driver
+
+    @staticmethod
+    def detect(root: Path = _ROOT) -> CgroupHost:
+        """Look at what is mounted. A host without any cgroup mount looks like v2 without controllers."""
+        host = host_from_mounts(root, mounts.mountinfo())
+        if host.version is not Version.V2 or host.unified is None:
+            return host
+        names = (host.unified / "cgroup.controllers").read_text().split()
+        return CgroupHost(host.version, dict.fromkeys(names, host.unified), host.hierarchies, host.unified)
+
+    def place_monitor(self, pid: int, parent: str, container_id: str) -> str:
+        """Move a conmon out of the daemon's cgroup; where it went, relative to the hierarchies.
+
+        Its own directory below `parent`; else `monitors` below the daemon's; else it stays. Never fails: a monitor in
+        the wrong place is better than no container.
+        """
+        own = self._own_paths()
+        stays = next(iter(own.values()), "")
+        if self.driver is Driver.CGROUPFS:
+            with contextlib.suppress(OSError):
+                wanted = monitor_dir(parent, container_id, self.driver)
+                self._move(pid, dict.fromkeys(own, wanted))
+                return wanted
+        with contextlib.suppress(OSError):
+            self._move(pid, {root: f"{path}/monitors".lstrip("/") for root, path in own.items()})
+            return f"{stays}/monitors".lstrip("/")
+        return stays
+
+    def _own_paths(self) -> dict[Path, str]:
+        """The daemon's own cgroup in each hierarchy that a monitor moves in (cgroups(7), /proc/self/cgroup)."""
+        paths: dict[Path, str] = {}
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            if self.host.version is Version.V2:
+                if not names and self.host.unified is not None:
+                    paths[self.host.unified] = path.strip("/")
+                continue
+            for name in set(names.split(",")) & set(_ACCOUNTED) & set(self.host.controllers):
+                paths[self.host.controllers[name]] = path.strip("/")
+        return paths
+
+    @staticmethod
+    def _move(pid: int, places: Mapping[Path, str]) -> None:
+        for root, place in places.items():
+            (root / place).mkdir(parents=True, exist_ok=True)
+        for root, place in places.items():
+            (root / place / "cgroup.procs").write_text(str(pid))
+
+    def kill_all(self, parent: str, container_id: str) -> bool:
+        """SIGKILL everything in the container's cgroup, sub-cgroups too; whether it is empty now. Bounded to 10 s."""
+        place = cgroup_dir(parent, container_id, self.driver)
+        return _until(lambda: self._kill_once(place), _KILL_SECONDS)
+
+    def _kill_once(self, place: str) -> bool:
+        with contextlib.suppress(OSError):  # before Linux 5.14 there is no such file: the signals below do it
+            if self.host.unified is not None:
+                (self.host.unified / place / "cgroup.kill").write_text("1")
+        if freezer := self.host.controllers.get("freezer"):
+            for directory in _subtree(freezer / place):
+                with contextlib.suppress(OSError):  # v1: a frozen process does not die
+                    (directory / "freezer.state").write_text("THAWED")
+        alive = self._processes(place)
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not alive
+
+    def remove(self, parent: str, container_id: str) -> None:
+        """Remove the directories of the container and of its monitor from every hierarchy; gone is success.
+
+        Kills nothing. OSError EBUSY when there are processes in it after 5 s.
+        """
+        left = [
+            root / place
+            for place in (
+                cgroup_dir(parent, container_id, self.driver),
+                monitor_dir(parent, container_id, self.driver),
+            )
+            for root in self.host.hierarchies
+        ]
+
+        def try_all() -> bool:
+            left[:] = [directory for directory in left if not _removed(directory)]
+            return not left
+
+        if not _until(try_all, _BUSY_SECONDS):
+            raise OSError(errno.EBUSY, "cgroup still has processes", os.fspath(left[0]))
+
+    def processes(self, parent: str, container_id: str) -> list[int]:
+        """The pids in the container's cgroup and below, ascending; none when it is gone."""
+        return sorted(self._processes(cgroup_dir(parent, container_id, self.driver)))
+
+    def _processes(self, place: str) -> set[int]:
+        found: set[int] = set()
+        for root in self.host.hierarchies:
+            for directory in _subtree(root / place):
+                with contextlib.suppress(OSError):
+                    found.update(map(int, (directory / "cgroup.procs").read_text().split()))
+        return found - {0, os.getpid()}  # 0 is a process of another PID namespace
+
+    def memory_limit(self, parent: str, container_id: str) -> int | None:
+        """The container's memory limit in bytes; None when there is none."""
+        file = "memory.max" if self.host.version is Version.V2 else "memory.limit_in_bytes"
+        text = self._read_memory(parent, container_id, file).strip()
+        return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
+
+    def oom_kills(self, parent: str, container_id: str) -> int:
+        """How many of the container's processes the kernel's OOM killer has ended; 0 when the cgroup is gone."""
+        file = "memory.events" if self.host.version is Version.V2 else "memory.oom_control"
+        lines = (line.split() for line in self._read_memory(parent, container_id, file).splitlines())
+        return next((int(words[1]) for words in lines if words[0] == "oom_kill"), 0)
+
+    def _read_memory(self, parent: str, container_id: str, file: str) -> str:
+        root = self.host.controllers.get("memory")
+        if root is None:
+            return ""
+        try:
+            return (root / cgroup_dir(parent, container_id, self.driver) / file).read_text()
+        except OSError:
+            return ""
+
+
+def _subtree(directory: Path) -> list[Path]:
+    """The directory and all below it, children before parents; empty when it is gone."""
+    return [Path(path) for path, _, _ in os.walk(directory, topdown=False)]
+
+
+def _removed(directory: Path) -> bool:
+    for below in _subtree(directory):
+        try:
+            below.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in {errno.EBUSY, errno.ENOTEMPTY}:
+                raise
+            return False
+    return True
+
+
+def _until(attempt: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not attempt():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True

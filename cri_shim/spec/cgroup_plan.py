@@ -1,0 +1,93 @@
+"""Where a container's cgroup is, for both cgroup drivers: names only.
+
+No I/O: `cri_shim.adapters.cgroups` acts on these names. Invariant: what the OCI runtime makes of
+`cgroups_path_for_spec` is the directory that `cgroup_dir` names.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from cri_shim.model.errors import InvalidArgument
+
+SCOPE_PREFIX: Final = "cri-shim"
+_DEFAULT_SLICE: Final = "system.slice"
+_SLICE: Final = ".slice"
+
+
+class Driver(enum.Enum):
+    """Who makes cgroups: the runtime, as directories, or systemd, as slices and scopes (CRI `CgroupDriver`)."""
+
+    CGROUPFS = "cgroupfs"
+    SYSTEMD = "systemd"
+
+
+def resolve_driver(setting: str, *, systemd_runs: bool) -> Driver:
+    """The driver for the configured `cgroup_driver`: `auto` is systemd where systemd is the service manager."""
+    if setting == "auto":
+        return Driver.SYSTEMD if systemd_runs else Driver.CGROUPFS
+    return Driver(setting)
+
+
+def cgroups_path_for_spec(parent: str, container_id: str, driver: Driver) -> str:
+    """`linux.cgroupsPath` of the OCI spec: a path from the hierarchy's root, or `slice:prefix:name` for systemd.
+
+    `parent` is CRI `LinuxPodSandboxConfig.cgroup_parent`; empty is the root, or system.slice. InvalidArgument when its
+    form is that of the other driver.
+    """
+    _check_form(parent, driver)
+    if driver is Driver.SYSTEMD:
+        return f"{_slice_name(parent)}:{SCOPE_PREFIX}:{container_id}"
+    return f"/{_join(parent, container_id)}"
+
+
+def cgroup_dir(parent: str, container_id: str, driver: Driver) -> str:
+    """The container's directory, relative to a hierarchy's root: what the runtime makes of the path above."""
+    _check_form(parent, driver)
+    if driver is Driver.SYSTEMD:
+        return _join(_expand_slice(_slice_name(parent)), f"{SCOPE_PREFIX}-{container_id}.scope")
+    return _join(parent, container_id)
+
+
+def monitor_dir(parent: str, container_id: str, driver: Driver) -> str:
+    """The directory of the container's conmon, beside the container's own (a scope with systemd)."""
+    _check_form(parent, driver)
+    name = f"{SCOPE_PREFIX}-conmon-{container_id}"
+    if driver is Driver.SYSTEMD:
+        return _join(_expand_slice(_slice_name(parent)), f"{name}.scope")
+    return _join(parent, name)
+
+
+def _check_form(parent: str, driver: Driver) -> None:
+    if ".." in parent.split("/") or not parent.isprintable():
+        msg = f"linux.cgroup_parent {parent!r} is not a cgroup path"
+        raise InvalidArgument(msg)
+    is_slice = parent.endswith(_SLICE)
+    if driver is Driver.CGROUPFS and is_slice:
+        msg = f"linux.cgroup_parent {parent!r} is a systemd slice, but the cgroup driver is cgroupfs"
+    elif driver is Driver.SYSTEMD and parent and not is_slice:
+        msg = f"linux.cgroup_parent {parent!r} is a cgroupfs path, but the cgroup driver is systemd"
+    else:
+        return
+    raise InvalidArgument(msg, hint="set the same cgroup driver in cri-shim (cgroup_driver) and in the kubelet")
+
+
+def _slice_name(parent: str) -> str:
+    return parent.rsplit("/", 1)[-1] or _DEFAULT_SLICE
+
+
+def _expand_slice(name: str) -> str:
+    """`a-b.slice` lives in `a.slice` (systemd.slice(5)); `-.slice` is the root."""
+    stem = name.removesuffix(_SLICE)
+    if stem == "-":
+        return ""
+    parts = stem.split("-")
+    if not all(parts):
+        msg = f"linux.cgroup_parent {name!r} is not a name of a systemd slice"
+        raise InvalidArgument(msg, hint="no dash at either end, no two in a row")
+    return "/".join("-".join(parts[:depth]) + _SLICE for depth in range(1, len(parts) + 1))
+
+
+def _join(parent: str, name: str) -> str:
+    return "/".join([*(part for part in parent.split("/") if part not in {"", "."}), name])
