@@ -31,7 +31,7 @@ def cgroups(request: pytest.FixtureRequest) -> Cgroups:
 
 @pytest.fixture
 def parent(run_name: str, cgroups: Cgroups) -> Iterator[str]:
-    name = f"/{CGROUP_PREFIX}{run_name}/cgroups"
+    name = f"/{CGROUP_PREFIX}{run_name}-cgroups"
     yield name
     cgroups.kill_all(name, ID)
     remove_cgroup(name)
