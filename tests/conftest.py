@@ -6,6 +6,7 @@ says so. Invariant: a test that passed has left nothing behind, since the end of
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -23,6 +24,7 @@ PRIVATE_NAMESPACE = "CRI_SHIM_PRIVATE_NS"
 MakeDaemon = Callable[..., Daemon]
 """`make_daemon(settings=None, shared_root=False)`: a further daemon, started, closed at the end of the test."""
 
+_numbers = itertools.count()
 _daemons = pytest.StashKey[list[Daemon]]()
 
 
@@ -66,7 +68,7 @@ def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name:
     closing = ExitStack()
 
     def make(settings: Mapping[str, object] | None = None, *, shared_root: bool = False) -> Daemon:
-        number = sum(1 for _ in short_directory.iterdir())
+        number = next(_numbers)
         daemon = Daemon(
             short_directory / str(number),
             settings=settings,
