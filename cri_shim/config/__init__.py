@@ -1,5 +1,4 @@
-"""
-Configuration: one YAML file, drop-ins beside it, typed sections, an origin for every value.
+"""Configuration: one YAML file, drop-ins beside it, typed sections, an origin for every value.
 
 Read by the composition root and the command line only; everybody else gets values. Invariant: a `Config` that exists
 is valid; whatever is wrong has been refused with file, line and hint.
@@ -7,7 +6,8 @@ is valid; whatever is wrong has been refused with file, line and hint.
 
 from __future__ import annotations
 
-from cri_shim.config.load import load, load_text
+from cri_shim.config.dump import as_dict, dump
+from cri_shim.config.load import Origins, decode, load, load_text
 from cri_shim.config.sections import Config
 
-__all__ = ["Config", "load", "load_text"]
+__all__ = ["Config", "Origins", "as_dict", "decode", "dump", "load", "load_text"]

@@ -1,5 +1,4 @@
-"""
-Reading YAML with positions, merging drop-ins, and turning every fault into file, line and hint.
+"""Reading YAML with positions, merging drop-ins, and turning every fault into file, line and hint.
 
 Later files win key by key: mappings merge, everything else replaces. PyYAML's node tree is used because it keeps the
 position of each key, which a plain decoder drops.
@@ -26,8 +25,7 @@ DEFAULT_FILE = Path("/etc/cri-shim/config.yaml")
 
 
 def load(file: Path | None) -> tuple[Config, Origins]:
-    """
-    Read `file` and the `conf.d/*.yaml` beside it, in lexical order.
+    """Read `file` and the `conf.d/*.yaml` beside it, in lexical order.
 
     None = the default file if it exists, else built-in defaults. Raises InvalidArgument for what is wrong.
     """

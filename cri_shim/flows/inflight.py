@@ -1,5 +1,4 @@
-"""
-One task per key, shared by everybody who asks for the same thing while it runs.
+"""One task per key, shared by everybody who asks for the same thing while it runs.
 
 Not a cache: a finished task is forgotten. Invariant: a caller's cancellation never cancels the task, unless the owner
 asked for that when the last caller has left.

@@ -1,5 +1,4 @@
-"""
-A stack of named undo steps: what a flow has acquired, and how each thing is released.
+"""A stack of named undo steps: what a flow has acquired, and how each thing is released.
 
 Not a transaction: steps run on the real world and may fail. Invariant: on failure every step runs, last first, each
 with its own deadline, whether or not an earlier one failed, and even when the caller has been cancelled.

@@ -1,5 +1,4 @@
-"""
-The stored facts of a container, and the state that follows from them.
+"""The stored facts of a container, and the state that follows from them.
 
     create ──▶ PENDING ──created──▶ CREATED ──started_at──▶ RUNNING ──finished_at──▶ EXITED ──remove──▶ (gone)
                   └ undone             └──── start failed: started_at = finished_at, 128, StartError ────▲
@@ -84,6 +83,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """Absolute, empty = no log."""
     stop_signal: int = 15
     user: User = User()
+    infra: bool = False
+    """The pod's own container that holds its shared PID namespace; never shown to clients."""
     pid: int = 0
     """Of the first process, while it may be running; 0 for handlers that have none."""
 

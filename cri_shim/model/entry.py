@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 
 class EntryKind(enum.Enum):
@@ -24,3 +25,14 @@ def entry_kind(head: bytes) -> EntryKind:
     if head.startswith(b"\0asm"):
         return EntryKind.WASM
     return EntryKind.OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """What would be executed, before it has been looked up in the image."""
+
+    word: str
+    """argv[0]: absolute, relative to `cwd`, or a name to be found on `search`."""
+    cwd: str
+    search: str
+    """The PATH of the process."""

@@ -1,5 +1,4 @@
-"""
-Domain errors: what went wrong and what to do about it, in one sentence each.
+"""Domain errors: what went wrong and what to do about it, in one sentence each.
 
 Not a logging facility and not gRPC: `cri_shim.rpc.status` maps `Code` to a status code, once.
 Invariant: `str(error)` is fit for a pod's event: cause first, then the hint, no stack trace, no secret.
@@ -94,8 +93,7 @@ class Internal(CriShimError):
 
 
 class PullError(CriShimError):
-    """
-    A pull failed. Code UNKNOWN, so that the kubelet shows the bare message.
+    """A pull failed. Code UNKNOWN, so that the kubelet shows the bare message.
 
     A cause that starts with `RegistryUnavailable` or `SignatureValidationFailed` becomes a waiting reason of its own
     (kubelet image manager, `evalCRIPullErr`).

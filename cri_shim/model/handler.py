@@ -1,5 +1,4 @@
-"""
-What a runtime kind is to the rest of the daemon: the `Handler` protocol and the values that pass through it.
+"""What a runtime kind is to the rest of the daemon: the `Handler` protocol and the values that pass through it.
 
 Not a base class: a handler is any object with these verbs; `handlers/` holds ours, the entry-point group
 `cri_shim.handlers` names others. Invariant: every verb that ends or removes is idempotent and works by id alone, also

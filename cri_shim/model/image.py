@@ -1,5 +1,4 @@
-"""
-Records of images and of their unpacked layers: what the store keeps and what the flows read.
+"""Records of images and of their unpacked layers: what the store keeps and what the flows read.
 
 Not the documents of a registry (`cri_shim.wire.oci_image`). Invariant: an `ImageRecord` in the store is complete: its
 config and manifest are on disk as verified blobs, and so are its layers, each as a `LayerRecord`, and its Wasm module.
@@ -79,8 +78,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
-    """
-    One unpacked layer, an overlayfs lower directory that images share.
+    """One unpacked layer, an overlayfs lower directory that images share.
 
     `key` is the diff ID. A layer that took directories or hardlinks from the layers below it is right only on top of
     them, so its key is the chain ID (OCI image-spec, config, "Layer ChainID").

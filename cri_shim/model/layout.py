@@ -1,5 +1,4 @@
-"""
-Where everything lives below `root` (survives a reboot) and `state` (does not).
+"""Where everything lives below `root` (survives a reboot) and `state` (does not).
 
 Pure names, no I/O. Invariant: every path of a pod or container follows from its id alone, so that clean-up by id
 works with an empty database.

@@ -1,5 +1,4 @@
-"""
-The stored facts of a pod sandbox, and the state that follows from them.
+"""The stored facts of a pod sandbox, and the state that follows from them.
 
     run_pod ──▶ PENDING ──ready_at──▶ READY ──stopped_at──▶ NOTREADY ──remove──▶ (gone)
                    └────── undone, or stopped_at when the undo failed ──▲
@@ -49,8 +48,6 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ips: tuple[str, ...] = ()
     attachment: bytes | None = None
     """What the CNI DEL needs: configuration and result of the ADD; None once detached."""
-    infra: bool = False
-    """A container of the pod's own holds a shared PID namespace; its id is the pod's."""
     problem: str = ""
     """Why the pod is not ready, when that was not asked for."""
 

@@ -1,5 +1,4 @@
-"""
-Image references as users write them, normalised as docker does, and the search for an image by any of them.
+"""Image references as users write them, normalised as docker does, and the search for an image by any of them.
 
 Pure values; nothing here knows a registry. Invariant: an `ImageRef` is valid and complete: it has a domain, a path, and
 a tag or a digest or both.
@@ -63,8 +62,7 @@ class ImageRef:
 
 
 def parse_reference(text: str) -> ImageRef:
-    """
-    Parse what a user or the kubelet wrote; `busybox` is `docker.io/library/busybox:latest`.
+    """Parse what a user or the kubelet wrote; `busybox` is `docker.io/library/busybox:latest`.
 
     Raises InvalidArgument that names the reference and the part that is wrong.
     """
@@ -83,8 +81,7 @@ def parse_reference(text: str) -> ImageRef:
 
 
 def find_images(records: Iterable[ImageRecord], text: str) -> tuple[ImageRecord, ...]:
-    """
-    All images that `text` names: an id, `name:tag`, `name@digest`, `name:tag@digest`, or an id prefix.
+    """All images that `text` names: an id, `name:tag`, `name@digest`, `name:tag@digest`, or an id prefix.
 
     A name goes before an id prefix (an image called `cafe` stays reachable). More than one record is returned only
     where one name stands for several platforms. Raises InvalidArgument for a prefix that fits several images and for

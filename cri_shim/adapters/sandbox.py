@@ -1,0 +1,109 @@
+"""The files, mounts and namespaces that a pod's containers share: made in one go, removed by id.
+
+Blocking functions, for threads. Invariant: `remove` succeeds on a whole pod, on half of one and on none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from cri_shim.kernel import fs, mounts, namespaces
+from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.ids import PodId
+from cri_shim.model.layout import Layout
+from cri_shim.spec.pod import SandboxPlan
+
+SHM_BYTES = 64 << 20
+_FILE_MODE = 0o644
+
+
+def make(layout: Layout, pod_id: PodId, plan: SandboxPlan, *, root: bool) -> None:
+    """Make everything that `plan` says. On error nothing is left. Raises OSError or CriShimError."""
+    directory = layout.pod(pod_id)
+    try:
+        directory.mkdir(mode=0o755, parents=True)
+        _write_files(directory, plan)
+        if plan.log_directory:
+            _make_log_directory(Path(plan.log_directory))
+        if root:
+            _make_namespaces(layout, pod_id, plan)
+    except BaseException:
+        remove(layout, pod_id)
+        raise
+
+
+def remove(layout: Layout, pod_id: PodId) -> None:
+    """Release the namespaces, unmount and delete. Gone = success."""
+    release(layout, pod_id)
+    fs.remove_tree(layout.pod(pod_id))
+
+
+def release(layout: Layout, pod_id: PodId) -> None:
+    """Let go of kernel objects: namespaces and /dev/shm. The files stay for status and logs."""
+    directory = layout.pod(pod_id)
+    if not directory.exists():
+        return
+    namespaces.unpin(directory / "ns")
+    mounts.unmount(directory / "shm")
+
+
+def make_infra_root(layout: Layout, pod_id: PodId) -> None:
+    """The bundle and the empty root file system of the pod's own container."""
+    layout.bundle(pod_id).mkdir(mode=0o700, parents=True)
+    layout.rootfs(pod_id).mkdir(mode=0o755)
+
+
+def pin_pid_namespace(layout: Layout, pod_id: PodId, pid: int) -> None:
+    """Keep the PID namespace of a process as the pod's shared one."""
+    target = layout.namespace(pod_id, "pid")
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    target.touch(mode=0o600)
+    mounts.bind(Path(f"/proc/{pid}/ns/pid"), target)
+
+
+def _write_files(directory: Path, plan: SandboxPlan) -> None:
+    resolv = plan.resolv_conf if plan.resolv_conf is not None else _host_file("/etc/resolv.conf")
+    for name, data in (
+        ("resolv.conf", resolv),
+        ("hosts", _host_file("/etc/hosts")),
+        ("hostname", f"{plan.hostname}\n".encode()),
+    ):
+        path = directory / name
+        path.write_bytes(data)
+        path.chmod(_FILE_MODE)
+
+
+def _host_file(path: str) -> bytes:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(path).read_bytes()
+    return b""
+
+
+def _make_log_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"log_directory {path}: {os.strerror(error.errno or 0)}"
+        raise FailedPrecondition(msg) from error
+
+
+def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan) -> None:
+    directory = layout.pod(pod_id)
+    (directory / "ns").mkdir(mode=0o700)
+    if plan.net or plan.ipc or plan.uts:
+        namespaces.pin_namespaces(
+            directory / "ns",
+            net=plan.net,
+            ipc=plan.ipc,
+            uts=plan.uts,
+            hostname=plan.hostname,
+            sysctls=plan.sysctls,
+        )
+    shm = directory / "shm"
+    shm.mkdir(mode=0o755)
+    if plan.ipc:
+        mounts.tmpfs(shm, size=SHM_BYTES, mode=0o1777)
+    else:
+        mounts.bind(Path("/dev/shm"), shm)  # noqa: S108 (the pod asked for the node's IPC)

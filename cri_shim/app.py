@@ -1,0 +1,144 @@
+"""The daemon's life: directories and locks, the store, the flows, the socket, recovery; and all of it in reverse.
+
+Not the wiring of the flows (`cri_shim.compose`). Invariant: nothing is served before recovery is done, and a daemon
+that cannot start leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from cri_shim import config as configuration
+from cri_shim import log
+from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.inflight import end_leftovers
+from cri_shim.adapters.network import Network
+from cri_shim.adapters.store import Store
+from cri_shim.adapters.zygote import Zygote
+from cri_shim.compose import Base, Flows
+from cri_shim.config import Config
+from cri_shim.kernel import fs, mounts, notify, process
+from cri_shim.loader import HandlerOptions, handler_options
+from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.layout import Layout
+from cri_shim.model.node import NodeFacts
+from cri_shim.rpc.edge import Gate
+from cri_shim.rpc.server import Server
+from cri_shim.spec.cgroup_plan import Driver, resolve_driver
+
+DRAIN_SECONDS = 10.0
+"""How long calls that are under way may take when the daemon stops."""
+
+logger = log.get_logger()
+
+
+def check(file: Path | None) -> None:
+    """Everything that can be said about a configuration without starting. Raises what is wrong."""
+    config, origins = configuration.load(file)
+    handler_options(config, origins)
+
+
+def serve(file: Path | None, listen: str | None) -> int:
+    """Run the daemon until SIGTERM or SIGINT."""
+    config, origins = configuration.load(file)
+    options = handler_options(config, origins)
+    log.configure(config.log.level, config.log.format)
+    os.umask(0o022)
+    status = asyncio.run(_run(config, options, Path(listen or config.listen)))
+    # Threads of the Wasm engine outlive the guests; a normal interpreter exit under them aborts the process.
+    os._exit(status)
+
+
+async def _run(config: Config, options: Mapping[str, HandlerOptions], listen: Path) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    layout = Layout(root=Path(config.root), state=Path(config.state))
+    async with contextlib.AsyncExitStack() as stack:
+        base = await _base(config, layout, stack)
+        gate = Gate()
+        flows = Flows.build(base, options)
+        server = Server(listen, flows.runtime, flows.image, gate)
+        await server.start()
+        stack.push_async_callback(flows.aclose)
+        stack.push_async_callback(server.stop, DRAIN_SECONDS)
+        await flows.recover()
+        gate.open()
+        notify.notify("READY=1")
+        logger.info("serving", listen=str(listen), handlers=sorted(options), default=flows.handlers.default)
+        await stop.wait()
+        notify.notify("STOPPING=1")
+        logger.info("stopping; Linux containers go on running")
+    return 0
+
+
+async def _base(config: Config, layout: Layout, stack: contextlib.AsyncExitStack) -> Base:
+    """What everything stands on: directories, locks, the store, the kernel's answers."""
+    root = os.geteuid() == 0
+    await asyncio.to_thread(_make_directories, layout, root=root)
+    stack.callback(os.close, _lock(layout))
+    inflight = await asyncio.to_thread(end_leftovers, layout.inflight_lock)
+    process.set_inflight_fd(inflight)
+    process.set_child_subreaper()
+    reaper = process.Reaper()
+    reaper.start(asyncio.get_running_loop())
+    stack.callback(reaper.stop)
+    store = await asyncio.to_thread(Store.open, layout.database)
+    stack.callback(store.close)
+    zygote = Zygote(held=(inflight,))
+    stack.push_async_callback(zygote.aclose)
+    node, driver, cgroups = await asyncio.to_thread(_look, config, root=root)
+    return Base(
+        config=config,
+        layout=layout,
+        store=store,
+        zygote=zygote,
+        network=Network([Path(p) for p in config.network.conf_dirs], [Path(p) for p in config.network.bin_dirs]),
+        node=node,
+        driver=driver,
+        cgroups=cgroups,
+    )
+
+
+def _look(config: Config, *, root: bool) -> tuple[NodeFacts, Driver, Cgroups]:
+    """Read the facts of the node."""
+    driver = resolve_driver(config.cgroup_driver, systemd_runs=Path("/run/systemd/system").is_dir())
+    node = NodeFacts(
+        hostname=socket.gethostname(),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        root=root,
+        selinux=Path("/sys/fs/selinux/enforce").exists(),
+        apparmor=Path("/sys/kernel/security/apparmor/profiles").exists(),
+        seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+    )
+    return node, driver, Cgroups(Cgroups.detect(), driver)
+
+
+def _make_directories(layout: Layout, *, root: bool) -> None:
+    """`root` is for nobody else: layers hold setuid files. `state` can be entered, not listed."""
+    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    layout.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    layout.root.chmod(0o700)
+    layout.state.chmod(0o711)
+    for directory in (layout.images, layout.partials, layout.layers, layout.writables, layout.wasm_cache):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    for directory in (layout.pods, layout.bundles):
+        directory.mkdir(mode=0o711, exist_ok=True)
+    if root:
+        # What is unmounted here goes from every copy of the mount table, so no monitor keeps a pod's mounts alive.
+        mounts.make_shared(layout.state)
+
+
+def _lock(layout: Layout) -> int:
+    fd = fs.lock_exclusive(layout.lock)
+    if fd is None:
+        msg = f"another cri-shim runs on {layout.root}"
+        raise FailedPrecondition(msg, hint="stop it, or set another root and state")
+    return fd

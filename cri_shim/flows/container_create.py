@@ -1,0 +1,244 @@
+"""CreateContainer: name, image, record, root file system, dispatch, the handler's own preparation, CREATED.
+
+Not a start: nothing of the user's runs. Invariant: the record is there before the first side effect; a failure leaves
+nothing, and a repeated equal request gets the container that the first one made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from cri_shim.adapters import rootfs
+from cri_shim.adapters.store import Store
+from cri_shim.flows.container_remove import discard
+from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.inflight import InFlight
+from cri_shim.flows.infra import Infra
+from cri_shim.flows.locks import Locks
+from cri_shim.flows.lookup import existing_container, existing_pod
+from cri_shim.flows.undo import Undo
+from cri_shim.log import get_logger
+from cri_shim.model.clock import Clock
+from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState
+from cri_shim.model.entry import EntryPoint
+from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cri_shim.model.handler import ContainerPlan, Kind
+from cri_shim.model.ids import SHORT, ContainerId, Digest, new_container_id
+from cri_shim.model.image import ImageRecord
+from cri_shim.model.layout import Layout
+from cri_shim.model.node import NodeFacts
+from cri_shim.model.pod import PodRecord, PodState
+from cri_shim.model.refs import find_images
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import container_request as spec
+from cri_shim.spec import dispatch
+from cri_shim.spec.pod import context, shares_pid
+from cri_shim.spec.process import process_args, process_plan
+from cri_shim.spec.stop_signal import stop_signal
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request, resolved as far as it can be without touching anything."""
+
+    pod: PodRecord
+    pod_config: pb.PodSandboxConfig
+    config: pb.ContainerConfig
+    image: ImageRecord
+    log_path: str
+    stop_signal: int
+
+
+@dataclass(slots=True)
+class CreateContainer:
+    """The flow. Equal requests for one name share one run."""
+
+    store: Store
+    layout: Layout
+    handlers: Handlers
+    infra: Infra
+    node: NodeFacts
+    clock: Clock
+    locks: Locks
+    creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
+    _requests: dict[ContainerName, pb.ContainerConfig] = field(default_factory=dict)
+
+    async def __call__(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        """Create a container, or return the id of the one that an equal request has made."""
+        pod = existing_pod(self.store, request.pod_sandbox_id)
+        if pod.state is not PodState.READY:
+            msg = f"pod sandbox {pod.id[:SHORT]} is not ready"
+            raise FailedPrecondition(msg, hint=pod.problem)
+        name = spec.container_name(request.config, pod.id)
+        if name in self.creations and self._requests.get(name) != request.config:
+            msg = f"container {request.config.metadata.name} of the pod is being made from a different request"
+            raise AlreadyExists(msg)
+        if name not in self.creations and (known := self._by_name(name)) is not None:
+            return pb.CreateContainerResponse(container_id=_same(known, request.config))
+        asked = self._resolve(pod, request.config)
+        self._requests[name] = request.config
+        try:
+            container_id = await self.creations.join(name, lambda: self._create(name, asked))
+        finally:
+            if name not in self.creations:
+                self._requests.pop(name, None)
+        return pb.CreateContainerResponse(container_id=container_id)
+
+    def plan(self, record: ContainerRecord) -> ContainerPlan:
+        """The plan of a container that an earlier daemon has made; what it read from the image is not read again."""
+        pod = self.store.pods.get(record.pod_id)
+        if pod is None:
+            msg = f"pod sandbox {record.pod_id[:SHORT]} of container {record.id[:SHORT]} is gone"
+            raise NotFound(msg)
+        if record.infra:
+            return self.infra.plan(pod)
+        image = self.store.images.get(record.image_id)
+        pod_config = pb.PodSandboxConfig.FromString(pod.config)
+        return spec.adopted_plan(record, context(pod.id, pod_config, self.layout, self.node), image, self.layout)
+
+    def _by_name(self, name: ContainerName) -> ContainerRecord | None:
+        return next((c for c in self.store.containers.values() if c.name == name), None)
+
+    def _resolve(self, pod: PodRecord, config: pb.ContainerConfig) -> _Asked:
+        pod_config = pb.PodSandboxConfig.FromString(pod.config)
+        spec.check(config, pod_config)
+        image = self._image(pod, config)
+        return _Asked(
+            pod=pod,
+            pod_config=pod_config,
+            config=config,
+            image=image,
+            log_path=spec.log_path(pod_config.log_directory, config.log_path),
+            stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
+        )
+
+    def _image(self, pod: PodRecord, config: pb.ContainerConfig) -> ImageRecord:
+        """The image that is meant; of several platforms under one name the one that the pod's handler runs."""
+        wanted = config.image.image
+        if not wanted:
+            msg = "image.image is empty"
+            raise InvalidArgument(msg)
+        found = find_images(self.store.images.values(), wanted)
+        if not found:
+            msg = f"image {wanted!r} is not on this node"
+            raise NotFound(msg, hint="pull it first")
+        wasm = self.handlers.rules[pod.handler].kind is Kind.WASM if pod.handler in self.handlers.rules else False
+        return next((image for image in found if image.platform.is_wasm == wasm), found[0])
+
+    async def _create(self, name: ContainerName, asked: _Asked) -> ContainerId:
+        container_id = new_container_id()
+        async with self.locks.hold(container_id), Undo("create container") as undo:
+            record = ContainerRecord(
+                id=container_id,
+                pod_id=asked.pod.id,
+                name=name,
+                config=asked.config.SerializeToString(),
+                image_id=asked.image.id,
+                image_ref=next(iter(asked.image.repo_digests), asked.image.id),
+                image_name=next(iter(asked.image.repo_tags), asked.config.image.image),
+                layers=asked.image.layers,
+                created_at=self.clock.now(),
+                log_path=asked.log_path,
+                stop_signal=asked.stop_signal,
+            )
+            undo.push("delete the record", lambda: self._forget(container_id, undo))
+            await self.store.containers.put(record)
+            undo.push("remove the container", lambda: self._discard(container_id, asked))
+            await self._make(record, asked)
+        log.info("container created", container=container_id[:SHORT], pod=asked.pod.id[:SHORT], name=name)
+        return container_id
+
+    async def _make(self, record: ContainerRecord, asked: _Asked) -> None:
+        lowers = tuple(self._layer_path(key) for key in asked.image.layers)
+        facts = await asyncio.to_thread(
+            rootfs.prepare, self.layout, record.id, lowers, _entry_point(asked), asked.log_path
+        )
+        rules = self.handlers.for_pod(asked.pod.handler)
+        decision = dispatch.decide(
+            self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, facts.entry)
+        )
+        handler = self.handlers.get(decision.handler)
+        if handler.kind is Kind.LINUX and shares_pid(asked.pod_config):
+            await self.infra.ensure(asked.pod, decision.handler)
+        pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
+        process = process_plan(asked.config, pod.hostname, asked.image, facts.users)
+        plan = ContainerPlan(
+            id=record.id,
+            pod=pod,
+            config=asked.config,
+            process=process,
+            image=asked.image,
+            rootfs=facts.path,
+            bundle=self.layout.bundle(record.id),
+            log_path=Path(asked.log_path) if asked.log_path else None,
+            stop_signal=asked.stop_signal,
+            target_pid=self._target_pid(asked),
+            annotations=spec.passed_annotations(asked.config, asked.pod_config, rules, decision),
+        )
+        # Known before the handler acts, so that recovery asks the right one.
+        await self.store.containers.update(
+            record.id,
+            lambda old: msgspec.structs.replace(
+                old, handler=decision.handler, decision=decision.reason, user=process.user
+            ),
+        )
+        await handler.create(plan)
+        await self._commit(record.id, asked.pod)
+
+    async def _commit(self, container_id: ContainerId, pod: PodRecord) -> None:
+        now = self.store.pods.get(pod.id)
+        if now is None or now.state is not PodState.READY:
+            msg = f"pod sandbox {pod.id[:SHORT]} was stopped while the container was being made"
+            raise FailedPrecondition(msg)
+        await self.store.containers.update(container_id, lambda old: msgspec.structs.replace(old, committed=True))
+
+    def _layer_path(self, key: Digest) -> Path:
+        layer = self.store.layers.get(key)
+        if layer is None:
+            msg = f"layer {key} of the image is not on this node"
+            raise FailedPrecondition(msg, hint="remove the image and pull it again")
+        return self.layout.layer(layer.number)
+
+    def _target_pid(self, asked: _Asked) -> int:
+        """The process whose PID namespace is joined (NamespaceMode TARGET)."""
+        options = asked.config.linux.security_context.namespace_options
+        if options.pid != pb.TARGET:
+            return 0
+        target = existing_container(self.store, options.target_id)
+        if target.pod_id != asked.pod.id or target.state is not ContainerState.RUNNING or not target.pid:
+            msg = f"namespace_options.target_id: {target.id[:SHORT]} is not a running Linux container of the same pod"
+            raise FailedPrecondition(msg)
+        return target.pid
+
+    async def _discard(self, container_id: ContainerId, asked: _Asked) -> None:
+        record = self.store.containers.get(container_id)
+        if record is not None:
+            await discard(self.layout, self.handlers, record, asked.pod_config.linux.cgroup_parent)
+
+    async def _forget(self, container_id: ContainerId, undo: Undo) -> None:
+        # A record whose things could not all be removed stays, PENDING: the next start of the daemon tries again, and
+        # so does the removal of the pod.
+        if not undo.failures:
+            await self.store.containers.delete(container_id)
+
+
+def _entry_point(asked: _Asked) -> EntryPoint:
+    return spec.entry_point(process_args(asked.config, asked.image)[0], asked.config, asked.image)
+
+
+def _same(known: ContainerRecord, config: pb.ContainerConfig) -> ContainerId:
+    """The id, when the request repeats the one that made the container and nothing has happened to it since."""
+    if pb.ContainerConfig.FromString(known.config) != config:
+        difference = "a different configuration"
+    elif known.state is not ContainerState.CREATED:
+        difference = f"state {known.state.value}"
+    else:
+        return known.id
+    msg = f"container {config.metadata.name} of the pod exists with {difference}"
+    raise AlreadyExists(msg, hint=f"remove container {known.id[:SHORT]} or use another attempt")

@@ -1,0 +1,115 @@
+"""ListContainers and ContainerStatus, from memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from cri_shim.adapters.store import Store
+from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.lookup import existing_container, visible_containers
+from cri_shim.model.container import ContainerRecord, ContainerState
+from cri_shim.model.errors import CriShimError
+from cri_shim.model.ids import ContainerId
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.stop_signal import signal_enum
+
+_STATES = {
+    ContainerState.CREATED: pb.CONTAINER_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_EXITED,
+}
+
+
+@dataclass(slots=True)
+class QueryContainers:
+    """Answers from the records; list entries are kept per record version, since the kubelet lists every second."""
+
+    store: Store
+    handlers: Handlers
+    _entries: dict[ContainerId, tuple[ContainerRecord, pb.Container]] = field(default_factory=dict)
+
+    async def list(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
+        """All containers that match every given field of the filter."""
+        records = list(visible_containers(self.store))
+        if len(self._entries) > 2 * len(records):
+            self._entries = {record.id: self._entries[record.id] for record in records if record.id in self._entries}
+        entries = [self._entry(record) for record in records]
+        return pb.ListContainersResponse(containers=[entry for entry in entries if _matches(entry, request.filter)])
+
+    async def status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+        """One container; NotFound when there is none."""
+        record = existing_container(self.store, request.container_id)
+        config = pb.ContainerConfig.FromString(record.config)
+        image = pb.ImageSpec()
+        image.CopyFrom(config.image)
+        image.image = record.image_name
+        status = pb.ContainerStatus(
+            id=record.id,
+            metadata=config.metadata,
+            state=_STATES[record.state],
+            created_at=record.created_at,
+            started_at=record.started_at,
+            image=image,
+            image_ref=record.image_ref,
+            image_id=record.image_id,
+            labels=config.labels,
+            annotations=config.annotations,
+            mounts=config.mounts,
+            log_path=record.log_path,
+            resources=pb.ContainerResources(linux=config.linux.resources),
+            user=pb.ContainerUser(
+                linux=pb.LinuxContainerUser(
+                    uid=record.user.uid, gid=record.user.gid, supplemental_groups=record.user.groups
+                )
+            ),
+            stop_signal=signal_enum(record.stop_signal),
+        )
+        if record.exit is not None:
+            status.finished_at = record.exit.at
+            status.exit_code = record.exit.code
+            status.reason = record.exit.reason
+            status.message = record.exit.message
+        info = {"info": json.dumps(self._verbose(record))} if request.verbose else {}
+        return pb.ContainerStatusResponse(status=status, info=info)
+
+    def _entry(self, record: ContainerRecord) -> pb.Container:
+        known = self._entries.get(record.id)
+        if known is not None and known[0] is record:
+            return known[1]
+        config = pb.ContainerConfig.FromString(record.config)
+        entry = pb.Container(
+            id=record.id,
+            pod_sandbox_id=record.pod_id,
+            metadata=config.metadata,
+            image=config.image,
+            image_ref=record.image_ref,
+            image_id=record.image_id,
+            state=_STATES[record.state],
+            created_at=record.created_at,
+            labels=config.labels,
+            annotations=config.annotations,
+        )
+        self._entries[record.id] = (record, entry)
+        return entry
+
+    def _verbose(self, record: ContainerRecord) -> dict[str, object]:
+        try:
+            own = dict(self.handlers.get(record.handler).info(record.id))
+        except CriShimError as error:
+            own = {"handlerProblem": str(error)}
+        return {
+            "sandboxID": record.pod_id,
+            "pid": record.pid,
+            "handler": record.handler,
+            "handlerReason": record.decision,
+            **own,
+        }
+
+
+def _matches(entry: pb.Container, wanted: pb.ContainerFilter) -> bool:
+    if not entry.id.startswith(wanted.id) or not entry.pod_sandbox_id.startswith(wanted.pod_sandbox_id):
+        return False
+    if wanted.HasField("state") and entry.state != wanted.state.state:
+        return False
+    return all(entry.labels.get(key) == value for key, value in wanted.label_selector.items())

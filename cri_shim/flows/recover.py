@@ -1,0 +1,144 @@
+"""Start-up recovery: records on one side, the world on the other, and every difference settled before anything is served.
+
+Not a repair of running containers: those are only watched again. Invariant: after `run` there is no PENDING record, no
+pod or container directory without a record, and every RUNNING container has somebody who will tell its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from cri_shim.adapters import rootfs, sandbox
+from cri_shim.adapters.network import Network
+from cri_shim.adapters.store import Store
+from cri_shim.flows.attachment import attachment
+from cri_shim.flows.container_create import CreateContainer
+from cri_shim.flows.container_remove import discard
+from cri_shim.flows.container_start import with_start
+from cri_shim.flows.exits import Exits
+from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.infra import Infra
+from cri_shim.log import get_logger
+from cri_shim.model.clock import Clock
+from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
+from cri_shim.model.errors import CriShimError
+from cri_shim.model.handler import Started
+from cri_shim.model.ids import SHORT, ContainerId, PodId
+from cri_shim.model.layout import Layout
+from cri_shim.model.node import NodeFacts
+from cri_shim.model.pod import PodRecord, PodState
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.pod import host_network
+
+log = get_logger()
+LOST = 255
+"""Exit code of a container whose end nobody saw (containerd's choice, which clients know)."""
+
+
+@dataclass(slots=True)
+class Recover:
+    """The flow. What an earlier daemon left in flight has ended before it runs."""
+
+    store: Store
+    layout: Layout
+    network: Network
+    handlers: Handlers
+    infra: Infra
+    exits: Exits
+    create: CreateContainer
+    node: NodeFacts
+    clock: Clock
+
+    async def run(self) -> None:
+        """Settle everything. A part that cannot be settled is logged, kept and shown as not ready."""
+        containers = self.store.containers.values()
+        await asyncio.gather(*(self._container(record) for record in containers))
+        await asyncio.gather(*(self._pod(pod) for pod in self.store.pods.values()))
+        await self._orphans()
+        log.info("recovered", pods=len(self.store.pods.keys()), containers=len(self.store.containers.keys()))
+
+    async def _container(self, record: ContainerRecord) -> None:
+        try:
+            if record.state is ContainerState.PENDING and not (record.infra and record.started_at):
+                await self._discard(record)
+            elif record.state is not ContainerState.EXITED:
+                await self._adopt(record)
+        except (CriShimError, OSError) as error:
+            log.warning("cannot recover a container", container=record.id[:SHORT], error=str(error))
+            if record.state is not ContainerState.PENDING:
+                await self.exits.record(record.id, self._lost(str(error)))
+
+    async def _adopt(self, record: ContainerRecord) -> None:
+        handler = self.handlers.get(record.handler)
+        found = await handler.adopt(record, self.create.plan(record))
+        if isinstance(found, Exit):
+            await self.exits.record(record.id, found)
+        elif isinstance(found, Started):
+            await self.store.containers.update(record.id, lambda old: with_start(old, found))
+
+    async def _discard(self, record: ContainerRecord) -> None:
+        pod = self.store.pods.get(record.pod_id)
+        config = pb.PodSandboxConfig.FromString(pod.config if pod is not None else b"")
+        await discard(self.layout, self.handlers, record, config.linux.cgroup_parent)
+        await self.store.containers.delete(record.id)
+
+    async def _pod(self, pod: PodRecord) -> None:
+        if pod.state is PodState.PENDING:
+            await self._undo_pod(pod)
+        elif pod.state is PodState.READY and (problem := await asyncio.to_thread(self._missing, pod)):
+            await self._not_ready(pod.id, problem)
+
+    def _missing(self, pod: PodRecord) -> str:
+        """Why a READY pod is not: its namespaces are kernel objects, which a reboot takes."""
+        if pod.boot_id != self.node.boot_id:
+            return "the node was rebooted"
+        config = pb.PodSandboxConfig.FromString(pod.config)
+        return sandbox.missing(self.layout, pod.id, config) if self.node.root else ""
+
+    async def _undo_pod(self, pod: PodRecord) -> None:
+        """A pod that was being made when the daemon died."""
+        config = pb.PodSandboxConfig.FromString(pod.config)
+        try:
+            await self.infra.remove(pod.id)
+            if not host_network(config) and self.node.root:
+                await self.network.delete(attachment(pod.id, config, self.layout), pod.attachment)
+            await asyncio.to_thread(sandbox.remove, self.layout, pod.id)
+        except (CriShimError, OSError) as error:
+            await self._not_ready(pod.id, f"cannot be undone: {error}")
+            return
+        await self.store.pods.delete(pod.id)
+
+    async def _not_ready(self, pod_id: PodId, problem: str) -> None:
+        log.warning("pod is not ready", pod=pod_id[:SHORT], problem=problem)
+        await self.store.pods.update(
+            pod_id, lambda pod: msgspec.structs.replace(pod, stopped_at=self.clock.now(), problem=problem)
+        )
+
+    async def _orphans(self) -> None:
+        """Directories without a record, left by a daemon whose database is lost."""
+        found = await asyncio.to_thread(_ids_on_disk, self.layout)
+        known = {*self.store.containers.keys(), *self.store.pods.keys()}
+        for name in found - known:
+            try:
+                for handler in self.handlers.live.values():
+                    await handler.delete(ContainerId(name), "")
+                await asyncio.to_thread(rootfs.remove, self.layout, ContainerId(name))
+                await asyncio.to_thread(sandbox.remove, self.layout, PodId(name))
+                log.warning("removed what had no record", id=name[:SHORT])
+            except (CriShimError, OSError) as error:
+                log.warning("cannot remove what has no record", id=name[:SHORT], error=str(error))
+
+    def _lost(self, why: str) -> Exit:
+        return Exit(code=LOST, at=self.clock.now(), reason=Reason.UNKNOWN, message=why)
+
+
+def _ids_on_disk(layout: Layout) -> set[str]:
+    return {
+        entry.name
+        for directory in (layout.pods, layout.bundles, layout.writables)
+        if directory.is_dir()
+        for entry in directory.iterdir()
+    }

@@ -1,0 +1,146 @@
+"""The edge: every RPC passes here, and only here are errors converted, outcomes logged and calls refused.
+
+Not a flow. Invariant: a client never sees an exception's type or trace, and the log has one line for each failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from cri_shim.log import get_logger
+from cri_shim.model.errors import CriShimError
+from cri_shim.rpc.status import status_of
+
+log = get_logger()
+
+Flow = Callable[[Any], Awaitable[Message]]
+Context = grpc.aio.ServicerContext[Any, Any]
+_SLOW_SECONDS = 10.0
+_CLIENT_FAULTS = {
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.CANCELLED,
+}
+
+
+class Gate:
+    """Refuses every call until recovery is done, and again while the daemon stops."""
+
+    def __init__(self) -> None:
+        self.refusal = "the daemon is starting, its state is not recovered yet"
+
+    def open(self) -> None:
+        """Let calls in."""
+        self.refusal = ""
+
+    def close(self) -> None:
+        """Refuse calls from now on."""
+        self.refusal = "the daemon is stopping"
+
+
+class _Malformed:
+    """A request that is no valid message: refused by name, where gRPC would answer INTERNAL."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def service_handler(service: ServiceDescriptor, flows: Mapping[str, Flow], gate: Gate) -> grpc.GenericRpcHandler:
+    """All methods of a service; those without a flow answer UNIMPLEMENTED."""
+    unknown = set(flows) - {method.name for method in service.methods}
+    if unknown:
+        msg = f"{service.full_name} has no {', '.join(sorted(unknown))}"
+        raise ValueError(msg)
+    methods = {method.name: _method(method, flows.get(method.name), gate) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _method(method: MethodDescriptor, flow: Flow | None, gate: Gate) -> grpc.RpcMethodHandler[Any, Any]:
+    parse = _parser(GetMessageClass(method.input_type))
+    if flow is None:
+        refuse = _refusal(method)
+        maker = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        return maker(refuse, request_deserializer=parse)
+    return grpc.unary_unary_rpc_method_handler(
+        _guarded(method.name, flow, gate), request_deserializer=parse, response_serializer=_serialize
+    )
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _parser(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
+    def parse(data: bytes) -> Message | _Malformed:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            name = kind.DESCRIPTOR.name
+            return _Malformed(f"the request is no valid {name}: broken encoding, or a string that is not UTF-8")
+
+    return parse
+
+
+def _refusal(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[None]]:
+    async def refuse(request: object, context: Context) -> None:
+        del request
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, f"{method.name} is not implemented by this version of cri-shim"
+        )
+
+    return refuse
+
+
+def _guarded(name: str, flow: Flow, gate: Gate) -> Callable[[Any, Context], Awaitable[Message]]:
+    async def call(request: Any, context: Context) -> Message:
+        if gate.refusal:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, gate.refusal)
+        if isinstance(request, _Malformed):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
+        structlog.contextvars.bind_contextvars(rpc=name, **_ids(request))
+        started = time.monotonic()
+        try:
+            response = await flow(request)
+        except Exception as error:
+            code, details = status_of(error)
+            _log_failure(error, code, details, time.monotonic() - started)
+            await context.abort(code, details)
+            raise
+        elapsed = time.monotonic() - started
+        if elapsed > _SLOW_SECONDS:
+            log.warning("slow call", seconds=round(elapsed, 3))
+        else:
+            log.debug("call", seconds=round(elapsed, 4))
+        return response
+
+    return call
+
+
+def _ids(request: Message) -> dict[str, str]:
+    """The ids that a request names, short, for every log line below this call."""
+    ids = {}
+    for field, key in (("pod_sandbox_id", "pod"), ("container_id", "container")):
+        value = getattr(request, field, "")
+        if value:
+            ids[key] = value[:13]
+    return ids
+
+
+def _log_failure(error: Exception, code: grpc.StatusCode, details: str, seconds: float) -> None:
+    fields = {"code": code.name, "error": details, "seconds": round(seconds, 3)}
+    if isinstance(error, CriShimError | OSError):
+        (log.info if code in _CLIENT_FAULTS else log.error)("call failed", **fields)
+    else:
+        # A defect of ours: the trace is for whoever mends it, in the log only.
+        log.error("call failed", exc_info=error, **fields)

@@ -1,0 +1,131 @@
+"""A container from its request: names, paths and facts that do not depend on the handler.
+
+Not the process (`cri_shim.spec.process`) and not what a handler refuses: each handler checks the fields that it cannot
+honour. Invariant: what these functions refuse, no handler could honour.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from cri_shim.model.container import ContainerName, ContainerRecord
+from cri_shim.model.entry import EntryKind, EntryPoint
+from cri_shim.model.errors import InvalidArgument
+from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
+from cri_shim.model.ids import PodId
+from cri_shim.model.image import ImageRecord
+from cri_shim.model.layout import Layout
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.dispatch import OCI_HANDLER, Decision, HandlerRules, Subject
+from cri_shim.spec.pod import check_name, shares_pid
+from cri_shim.spec.process import DEFAULT_PATH
+
+MAX_MOUNT_PATH = 4095  # PATH_MAX without the final NUL
+
+
+def container_name(config: pb.ContainerConfig, pod_id: PodId) -> ContainerName:
+    """The name that a container reserves within its pod. Raises InvalidArgument for bad metadata."""
+    check_name("metadata.name", config.metadata.name)
+    return ContainerName(f"{config.metadata.name}_{config.metadata.attempt}_{pod_id}")
+
+
+def check(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
+    """Refuse what is wrong whoever runs the container."""
+    if config.HasField("windows"):
+        msg = "windows: this node runs Linux"
+        raise InvalidArgument(msg)
+    if config.linux.security_context.privileged and not pod.linux.security_context.privileged:
+        msg = "linux.security_context.privileged: the pod sandbox is not privileged"
+        raise InvalidArgument(msg, hint="set privileged in the pod's security context too")
+    options = config.linux.security_context.namespace_options
+    if options.pid == pb.POD and config.linux.security_context.HasField("namespace_options") and not shares_pid(pod):
+        msg = "linux.security_context.namespace_options.pid: POD, but the pod sandbox shares no PID namespace"
+        raise InvalidArgument(msg, hint="set pid: POD in the pod's namespace options too")
+    for mount in config.mounts:
+        _check_mount(mount)
+
+
+def log_path(log_directory: str, relative: str) -> str:
+    """The absolute path of the log; empty when either part is. Raises InvalidArgument when it leaves the directory."""
+    if not log_directory or not relative:
+        return ""
+    path = posixpath.normpath(posixpath.join(log_directory, relative))
+    if posixpath.isabs(relative) or not path.startswith(posixpath.normpath(log_directory).rstrip("/") + "/"):
+        msg = f"log_path {relative!r} is not below the pod's log_directory"
+        raise InvalidArgument(msg)
+    return path
+
+
+def entry_point(word: str, config: pb.ContainerConfig, image: ImageRecord) -> EntryPoint:
+    """Where to look for the file that would be executed. The request's PATH wins over the image's."""
+    search = DEFAULT_PATH
+    for variable in image.config.env:
+        name, _, value = variable.partition("=")
+        search = value if name == "PATH" else search
+    for pair in config.envs:
+        search = pair.value.decode(errors="replace") if pair.key == "PATH" else search
+    return EntryPoint(word, posixpath.join("/", config.working_dir or image.config.working_dir), search)
+
+
+def subject(config: pb.ContainerConfig, pod: pb.PodSandboxConfig, image: ImageRecord, entry: EntryKind) -> Subject:
+    """The facts that dispatch decides by."""
+    return Subject(
+        name=config.metadata.name,
+        container_annotations=config.annotations,
+        pod_annotations=pod.annotations,
+        image_annotations={**image.config.labels, **image.annotations},
+        image_wasm=image.wasm is not None,
+        platform_wasm=image.platform.is_wasm,
+        entry=entry,
+    )
+
+
+def passed_annotations(
+    config: pb.ContainerConfig, pod: pb.PodSandboxConfig, rules: HandlerRules, decision: Decision
+) -> Mapping[str, str]:
+    """The client's annotations that reach the runtime: those that the handler's `allowed_annotations` name by glob."""
+    result = {
+        key: value
+        for source in (pod.annotations, config.annotations)
+        for key, value in source.items()
+        if any(fnmatchcase(key, pattern) for pattern in rules.allowed_annotations)
+    }
+    if decision.wasm and decision.handler == rules.name:
+        # The runtime's own engine is chosen by this word, whatever made us decide for Wasm.
+        result[OCI_HANDLER] = "wasm"
+    return result
+
+
+def adopted_plan(record: ContainerRecord, pod: PodContext, image: ImageRecord | None, layout: Layout) -> ContainerPlan:
+    """The plan of a container that exists, from its record: its process is on disk with the handler, not here."""
+    config = pb.ContainerConfig.FromString(record.config)
+    return ContainerPlan(
+        id=record.id,
+        pod=pod,
+        config=config,
+        process=ProcessPlan(args=(), env=(), cwd="/", user=record.user, tty=config.tty),
+        image=image,
+        rootfs=layout.rootfs(record.id) if record.layers else None,
+        bundle=layout.bundle(record.id),
+        log_path=Path(record.log_path) if record.log_path else None,
+        stop_signal=record.stop_signal,
+    )
+
+
+def _check_mount(mount: pb.Mount) -> None:
+    if not mount.container_path.startswith("/"):
+        msg = f"mounts: container_path {mount.container_path[:200]!r} is not an absolute path"
+        raise InvalidArgument(msg)
+    if not mount.host_path and not mount.HasField("image"):
+        msg = f"mounts: {mount.container_path[:200]!r} has neither host_path nor image"
+        raise InvalidArgument(msg)
+    if mount.host_path and not mount.host_path.startswith("/"):
+        msg = f"mounts: host_path {mount.host_path[:200]!r} is not an absolute path"
+        raise InvalidArgument(msg)
+    for field, path in (("container_path", mount.container_path), ("host_path", mount.host_path)):
+        if "\0" in path or len(path.encode()) > MAX_MOUNT_PATH:
+            msg = f"mounts: {field} {path[:100]!r} has a NUL character or is longer than {MAX_MOUNT_PATH} bytes"
+            raise InvalidArgument(msg)

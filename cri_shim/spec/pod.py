@@ -1,0 +1,216 @@
+"""A pod sandbox from its request: checks, names, shared files and the view that its containers get.
+
+Not the making of it (`cri_shim.adapters.sandbox`). Invariant: a field of `PodSandboxConfig` is honoured or refused by
+name, before anything has been made.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.handler import PodContext
+from cri_shim.model.ids import PodId
+from cri_shim.model.layout import Layout
+from cri_shim.model.node import NodeFacts
+from cri_shim.model.pod import PodName
+from cri_shim.pb import api_pb2 as pb
+
+MAX_NAME = 253  # a Kubernetes object name (DNS subdomain)
+MAX_HOSTNAME = 64  # Linux __NEW_UTS_LEN
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_SYSCTL = re.compile(r"[a-z0-9_-]+(?:[./][A-Za-z0-9_*-]+)+")
+_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+_UNPRIVILEGED_DEFAULTS = {
+    # containerd's defaults: a pod's own network has no ports worth protecting from the pod itself.
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPlan:
+    """What has to be made for a pod. Absent namespaces are the host's."""
+
+    net: bool
+    ipc: bool
+    uts: bool
+    hostname: str
+    sysctls: Mapping[str, str]
+    resolv_conf: bytes | None
+    """None: a copy of the host's."""
+    log_directory: str
+
+
+def namespaces(config: pb.PodSandboxConfig) -> pb.NamespaceOption:
+    """The pod's namespace options; absent ones are all POD."""
+    return config.linux.security_context.namespace_options
+
+
+def host_network(config: pb.PodSandboxConfig) -> bool:
+    """Whether the pod uses the node's network."""
+    return namespaces(config).network == pb.NODE
+
+
+def shares_pid(config: pb.PodSandboxConfig) -> bool:
+    """Whether the pod has one PID namespace for all its containers."""
+    return namespaces(config).pid == pb.POD
+
+
+def pod_name(config: pb.PodSandboxConfig) -> PodName:
+    """The name that a pod reserves. Raises InvalidArgument for missing or over-long parts of the metadata."""
+    metadata = config.metadata
+    check_name("metadata.name", metadata.name)
+    check_name("metadata.namespace", metadata.namespace)
+    check_name("metadata.uid", metadata.uid)
+    return PodName(f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}")
+
+
+def check_name(field: str, value: str) -> None:
+    """Names become parts of paths and annotations: present, bounded, printable, no slash."""
+    if not value:
+        msg = f"{field} is empty"
+        raise InvalidArgument(msg)
+    if len(value.encode()) > MAX_NAME:
+        msg = f"{field} is {len(value.encode())} bytes long, at most {MAX_NAME} are allowed"
+        raise InvalidArgument(msg)
+    if "/" in value or not value.isprintable():
+        msg = f"{field} {value!r} has a slash or unprintable characters"
+        raise InvalidArgument(msg)
+
+
+def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts) -> SandboxPlan:
+    """Check the request and say what to make. Raises what names the field."""
+    _check_fields(config)
+    _check_security(config, node)
+    if not node.root and not host_network(config):
+        msg = "linux.security_context.namespace_options.network: the daemon runs without root and cannot make a network"
+        raise FailedPrecondition(msg, hint="ask for the node's network (NODE), or run the daemon as root")
+    options = namespaces(config)
+    own_net = not host_network(config)
+    own_ipc = options.ipc != pb.NODE
+    return SandboxPlan(
+        net=own_net,
+        ipc=own_ipc,
+        uts=own_net,
+        hostname=config.hostname if own_net and config.hostname else node.hostname,
+        sysctls=_sysctls(config.linux.sysctls, net=own_net, ipc=own_ipc),
+        resolv_conf=resolv_conf(config.dns_config) if config.HasField("dns_config") else None,
+        log_directory=config.log_directory,
+    )
+
+
+def context(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: NodeFacts) -> PodContext:
+    """What the containers of the pod share: every path follows from the id."""
+    own_net = not host_network(config)
+    own_ipc = namespaces(config).ipc != pb.NODE
+    directory = layout.pod(pod_id)
+    return PodContext(
+        id=pod_id,
+        config=config,
+        hostname=config.hostname if own_net and config.hostname else node.hostname,
+        cgroup_parent=config.linux.cgroup_parent,
+        net=layout.namespace(pod_id, "net") if own_net else None,
+        ipc=layout.namespace(pod_id, "ipc") if own_ipc else None,
+        uts=layout.namespace(pod_id, "uts") if own_net else None,
+        pid=layout.namespace(pod_id, "pid") if shares_pid(config) else None,
+        shm=directory / "shm",
+        resolv_conf=directory / "resolv.conf",
+        hosts=directory / "hosts",
+        hostname_file=directory / "hostname",
+    )
+
+
+def resolv_conf(dns: pb.DNSConfig) -> bytes:
+    """The pod's resolv.conf (resolv.conf(5)): search, nameservers, options, in that order."""
+    for field, values in (("servers", dns.servers), ("searches", dns.searches), ("options", dns.options)):
+        for value in values:
+            if not value or any(c.isspace() or not c.isprintable() for c in value):
+                msg = f"dns_config.{field}: {value!r} is empty or has white space"
+                raise InvalidArgument(msg)
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _check_fields(config: pb.PodSandboxConfig) -> None:
+    if config.HasField("windows"):
+        msg = "windows: this node runs Linux"
+        raise InvalidArgument(msg)
+    if config.log_directory and not config.log_directory.startswith("/"):
+        msg = f"log_directory {config.log_directory!r} is not an absolute path"
+        raise InvalidArgument(msg)
+    if config.hostname and (len(config.hostname) > MAX_HOSTNAME or _HOSTNAME.fullmatch(config.hostname) is None):
+        msg = f"hostname {config.hostname[:MAX_NAME]!r} is not a host name of at most {MAX_HOSTNAME} characters"
+        raise InvalidArgument(msg)
+    _check_ports(config.port_mappings)
+    options = namespaces(config)
+    if pb.TARGET in {options.network, options.pid, options.ipc}:
+        msg = "linux.security_context.namespace_options: TARGET is for containers, a pod has no target"
+        raise InvalidArgument(msg)
+    if options.HasField("userns_options") and options.userns_options.mode != pb.NODE:
+        mode = options.userns_options.mode
+        if mode != pb.POD:
+            msg = (
+                f"namespace_options.userns_options.mode: {pb.NamespaceMode.Name(mode)} is not a mode of user namespaces"
+            )
+            raise InvalidArgument(msg)
+        msg = "namespace_options.userns_options: user namespaces are not supported by this version"
+        raise Unimplemented(msg)
+
+
+def _check_ports(mappings: Iterable[pb.PortMapping]) -> None:
+    for mapping in mappings:
+        for field, port in (("container_port", mapping.container_port), ("host_port", mapping.host_port)):
+            if not 0 <= port <= 65535:
+                msg = f"port_mappings.{field}: {port} is not a port"
+                raise InvalidArgument(msg)
+        if mapping.host_ip:
+            try:
+                ipaddress.ip_address(mapping.host_ip)
+            except ValueError:
+                msg = f"port_mappings.host_ip: {mapping.host_ip!r} is not an IP address"
+                raise InvalidArgument(msg) from None
+
+
+def _check_security(config: pb.PodSandboxConfig, node: NodeFacts) -> None:
+    security = config.linux.security_context
+    if security.selinux_options.ByteSize() and not node.selinux:
+        msg = "linux.security_context.selinux_options: SELinux is not enabled on this node"
+        raise FailedPrecondition(msg)
+    if security.selinux_options.ByteSize():
+        msg = "linux.security_context.selinux_options: SELinux labels are not supported by this version"
+        raise Unimplemented(msg)
+    if security.apparmor.profile_type == pb.SecurityProfile.Localhost and not node.apparmor:
+        msg = "linux.security_context.apparmor: AppArmor is not enabled on this node"
+        raise FailedPrecondition(msg)
+    for field, profile in (("seccomp", security.seccomp), ("apparmor", security.apparmor)):
+        if profile.profile_type == pb.SecurityProfile.Localhost:
+            msg = f"linux.security_context.{field}: Localhost profiles of a pod are not supported by this version"
+            raise Unimplemented(msg, hint="set the profile on the containers")
+
+
+def _sysctls(asked: Mapping[str, str], *, net: bool, ipc: bool) -> dict[str, str]:
+    """Only what belongs to the pod's own namespaces may be set."""
+    result = dict(_UNPRIVILEGED_DEFAULTS) if net else {}
+    for name, value in asked.items():
+        dotted = name.replace("/", ".")
+        if _SYSCTL.fullmatch(name) is None or ".." in name:
+            msg = f"linux.sysctls: {name!r} is not the name of a sysctl"
+            raise InvalidArgument(msg)
+        if dotted.startswith("net."):
+            allowed, namespace = net, "network"
+        elif dotted.startswith(_IPC_SYSCTLS):
+            allowed, namespace = ipc, "IPC"
+        else:
+            msg = f"linux.sysctls: {name} is not namespaced, it would change the whole node"
+            raise InvalidArgument(msg)
+        if not allowed:
+            msg = f"linux.sysctls: {name} needs a {namespace} namespace of the pod's own"
+            raise InvalidArgument(msg)
+        result[name] = value
+    return result
