@@ -1,5 +1,4 @@
-"""
-The tar format of image layers: ustar, pax and GNU headers in, entries out, and the names of whiteouts.
+"""The tar format of image layers: ustar, pax and GNU headers in, entries out, and the names of whiteouts.
 
 Sans-IO: it never sees the data of a file, only header blocks, so nothing is copied. Not an archive library: sparse
 files, multi-volume archives and the like are refused by name. Invariant: an `Entry` that comes out has a sane size, no
@@ -21,6 +20,7 @@ _MAX_EXTENSION = 1 << 20  # pax records and GNU long names of one entry; a name 
 _MAX_PATH = 4096  # PATH_MAX
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 _MAX_SIZE = 2**63 - 1
+_MAX_DEVICE = 2**20 - 1  # the kernel's minor numbers have 20 bits
 _XATTR = b"SCHILY.xattr."
 
 
@@ -75,8 +75,7 @@ class Entry(NamedTuple):
 
 
 class EntryReader:
-    """
-    Feed it `wanted` bytes of the stream at a time; it returns an Entry when one is complete.
+    """Feed it `wanted` bytes of the stream at a time; it returns an Entry when one is complete.
 
         header ──x,g,L,K──▶ extension ──▶ header
           │ └─zero block─▶ trailer ─zero block─▶ finished
@@ -173,8 +172,7 @@ def padded(size: int) -> int:
 
 
 def contained_path(name: str) -> str:
-    """
-    The path of an archive name below the root: no leading slash, no `.`; the root itself is empty.
+    """The path of an archive name below the root: no leading slash, no `.`; the root itself is empty.
 
     A name with `..` is refused: no builder writes one, and it can only be meant to leave the root.
     """
@@ -260,8 +258,8 @@ def _parse_header(block: bytes) -> _Header:
         size=_octal(block[124:136], "size"),
         mtime=_octal(block[136:148], "mtime"),
         link=_until_nul(block[157:257]),
-        major=_octal(block[329:337], "device number") if has_device else 0,
-        minor=_octal(block[337:345], "device number") if has_device else 0,
+        major=_device_number(block[329:337]) if has_device else 0,
+        minor=_device_number(block[337:345]) if has_device else 0,
     )
 
 
@@ -294,6 +292,14 @@ def _octal(field: bytes, what: str) -> int:
         msg = f"a header whose {what} {text!r} is not a number"
         raise LayerFormatError(msg)
     return int(text, 8)
+
+
+def _device_number(field: bytes) -> int:
+    number = _octal(field, "device number")
+    if not 0 <= number <= _MAX_DEVICE:
+        msg = f"a header with the device number {number}"
+        raise LayerFormatError(msg)
+    return number
 
 
 def _parse_pax(data: bytes) -> dict[bytes, bytes]:

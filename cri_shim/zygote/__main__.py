@@ -1,5 +1,4 @@
-"""
-The zygote: a small, single-threaded Python process that forks one child per request of the daemon.
+"""The zygote: a small, single-threaded Python process that forks one child per request of the daemon.
 
 It knows no task, reads no request and imports next to nothing: a request is a descriptor that the child reads. It does
 not outlive the daemon (it ends at end-of-file), its children may. Invariant: nothing here starts a thread or touches a
@@ -129,8 +128,7 @@ def _read_all(fd: int) -> bytes:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    """
-    Where it happened as numbers only.
+    """Where it happened as numbers only.
 
     The traceback module would read source files by path: after a chroot those belong to a layer.
     """

@@ -1,0 +1,79 @@
+"""The task that unpacks one layer: a verified blob in, a directory in overlayfs format out.
+
+It runs as root, chrooted into that directory, with no descriptor of anything else but the blob. Invariant: after the
+chroot nothing is imported or looked up by a path of the host, since every path then belongs to the archive.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from cri_shim.wire.layer_tar import BLOCK, EntryReader, LayerFormatError, padded
+from cri_shim.zygote.stream import LayerStream
+from cri_shim.zygote.tree import Tree, TreeError
+
+MAX_ENTRIES = 1_000_000
+
+
+def unpack(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Unpack the blob `fds[0]` into the empty directory `fds[1]`; `compressed` is what the media type says.
+
+    The result: `diff_id`; `size` and `inodes`, as made; what only lower layers can tell: `implied` directories, `links`
+    to files that are not here, and whether the root directory is `root_given` or `root_opaque`.
+    """
+    blob, directory = fds
+    stream = LayerStream(blob, compressed=arguments["compressed"])
+    enter(directory)
+    tree = Tree()
+    _apply(stream, tree)
+    diff_id = stream.finish()
+    tree.finish()
+    return {
+        "diff_id": diff_id,
+        "size": tree.size,
+        "inodes": tree.inodes,
+        "implied": list(tree.implied),
+        "links": list(tree.links.items()),
+        "root_given": tree.root_given,
+        "root_opaque": tree.root_opaque,
+    }
+
+
+def enter(directory: int) -> None:
+    """Make `directory` the root of this process, for good, and give up importing."""
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.meta_path.clear()
+    os.fchdir(directory)
+    os.chroot(".")
+    os.umask(0)
+
+
+def _apply(stream: LayerStream, tree: Tree) -> None:
+    reader = EntryReader()
+    count = 0
+    while not reader.finished:
+        wanted = reader.wanted
+        block = stream.read(wanted)
+        if not block and wanted == BLOCK:
+            reader.receive_end()
+            break
+        if len(block) < wanted:
+            raise LayerFormatError("the archive ends within a header")
+        entry = reader.receive(block)
+        if entry is None:
+            continue
+        count += 1
+        if count > MAX_ENTRIES:
+            msg = f"entry {entry.name!r}: the layer has more than {MAX_ENTRIES} entries"
+            raise LayerFormatError(msg)
+        try:
+            tree.add(entry, stream)
+        except OSError as error:
+            raise OSError(error.errno, f"entry {entry.name!r}: {os.strerror(error.errno or 0)}") from None
+        except TreeError as error:
+            msg = f"entry {entry.name!r}: {error}"
+            raise TreeError(msg) from None
+        stream.skip(padded(entry.size) - entry.size)
