@@ -167,6 +167,11 @@ def _reap(fd: int) -> int | None:
     return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
 
+def inherited_environment() -> dict[str, str]:
+    """The daemon's environment without what is between it and the service manager."""
+    return {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+
+
 _inflight = -1
 
 
@@ -229,7 +234,7 @@ class _Launch:
 
     def _popen(self) -> int:
         stdin, stdout, stderr = (subprocess.DEVNULL if fd is None else fd for fd in self.streams)
-        env = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED} if self.env is None else self.env
+        env = inherited_environment() if self.env is None else self.env
         try:
             process = subprocess.Popen(
                 self.argv,
