@@ -1,5 +1,4 @@
-"""
-The daemon's side of the zygote: start it, ask it for children, wait for their results.
+"""The daemon's side of the zygote: start it, ask it for children, wait for their results.
 
 Not a pool: every task gets a fresh child, and how many run at once is the caller's to limit. Invariant: when `run`
 returns, in whatever way, its child has ended, so what the child worked on can be removed.
@@ -16,12 +15,13 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import cri_shim
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import process
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal, ResourceExhausted
 
@@ -55,8 +55,7 @@ class _Child:
 
 
 class Zygote:
-    """
-    Tasks are functions `module:function` that take `(arguments, descriptors)` and return a JSON object.
+    """Tasks are functions `module:function` that take `(arguments, descriptors)` and return a JSON object.
 
     They run in a forked child that has nothing of the daemon but the descriptors given, and its credentials.
     `held` descriptors stay open in every child until it ends; `search_path` is what children import from.
@@ -85,8 +84,7 @@ class Zygote:
     async def run(
         self, task: str, arguments: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float
     ) -> dict[str, Any]:
-        """
-        Run `task` in a child and return its result.
+        """Run `task` in a child and return its result.
 
         TaskError for an exception of the task, DeadlineExceeded after `timeout` seconds (the child is killed then, and
         when the caller is cancelled), Internal when the child was killed by somebody else, ZygoteLostError.
@@ -104,7 +102,7 @@ class Zygote:
                 msg = f"{task} did not finish within {timeout:g} s and was killed"
                 raise DeadlineExceeded(msg) from None
             finally:
-                await _to_the_end(_end(child))
+                await to_the_end(_end(child))
         return _outcome(task, data, await _status(child))
 
     async def aclose(self) -> None:
@@ -134,7 +132,7 @@ class Zygote:
         try:
             return await asyncio.shield(fork)
         except asyncio.CancelledError:
-            await _to_the_end(_end_late(fork))
+            await to_the_end(_end_late(fork))
             raise
 
     async def _fork(self, fds: Sequence[int]) -> _Child:
@@ -258,20 +256,6 @@ async def _status(child: _Child) -> int | None:
     """The exit status as subprocess has it; None when the zygote died and nobody knows it."""
     await asyncio.wait((child.status,), timeout=_EXIT_WAIT)
     return child.status.result() if child.status.done() and not child.status.cancelled() else None
-
-
-async def _to_the_end(steps: Coroutine[Any, Any, None]) -> None:
-    """Await the steps whatever happens; a cancellation takes effect after them."""
-    task = asyncio.ensure_future(steps)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    task.result()
 
 
 def _outcome(task: str, data: bytes, status: int | None) -> dict[str, Any]:

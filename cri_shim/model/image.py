@@ -91,5 +91,7 @@ class LayerRecord(msgspec.Struct, frozen=True):
     size: int
     """Bytes on disk."""
     inodes: int
+    needs_parents: bool = False
+    """It has directories or hardlinks of the layers below it."""
     inherits_root: bool = False
-    """The archive says nothing about the root directory: with lower layers of an unusual root it needs them."""
+    """The archive says nothing about the root directory: over lower layers with an unusual root it needs them."""

@@ -33,6 +33,8 @@ from cri_shim.wire.registry_hosts import RegistryHost
 
 MAX_REDIRECTS: Final = 10
 MAX_TOKEN_ANSWER: Final = 1 << 20
+UNAVAILABLE_PREFIX: Final = "RegistryUnavailable: "
+"""The kubelet looks for it at the start of a message (cri-api `pkg/errors`)."""
 _CLIENT_ID = "cri-shim"
 _SHOWN = 300  # characters of a registry's own words in an error
 
@@ -95,7 +97,7 @@ class RegistryError(PullError):
     """A host refused or failed; another one may do better."""
 
     def __init__(self, failure: Failure, cause: str, *, hint: str = "") -> None:
-        prefix = "RegistryUnavailable: " if failure is Failure.UNAVAILABLE else ""
+        prefix = UNAVAILABLE_PREFIX if failure is Failure.UNAVAILABLE else ""
         super().__init__(prefix + cause, hint=hint)
         self.failure = failure
 

@@ -1,0 +1,199 @@
+"""Unpacked layers: directories `layers/<n>`, made by unpackers and used as overlayfs lower directories.
+
+It does not know which layers are needed: `cri_shim.flows.image_gc` does. Invariant: a directory without `.tmp` is
+complete; one that no record names is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from cri_shim.adapters.content import NO_SPACE, disk_errors, disk_full
+from cri_shim.adapters.shielded import to_the_end
+from cri_shim.adapters.zygote import TaskError, Zygote, ZygoteLostError
+from cri_shim.kernel import fs
+from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, PullError
+from cri_shim.model.image import LayerRecord
+from cri_shim.model.layout import Layout
+from cri_shim.wire.oci_image import Layer
+
+_TASK_SECONDS: Final = 1800.0
+_ARCHIVE_ERRORS: Final = frozenset({"LayerFormatError", "StreamError", "TreeError"})
+_PLAIN_ROOT: Final = (0o755, 0, 0)
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What the unpack task returns (`cri_shim.zygote.unpack`)."""
+
+    diff_id: str
+    size: int
+    inodes: int
+    implied: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    root_given: bool
+    root_opaque: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A layer that is on disk and not yet visible."""
+
+    layer: Layer
+    what: str
+    """Its name in errors."""
+    number: int
+    directory: Path
+    report: _Report
+
+
+class Layers:
+    """The layer directory. `privileged`: without root nothing can be unpacked, since owners could not be kept."""
+
+    def __init__(self, layout: Layout, zygote: Zygote, *, privileged: bool) -> None:
+        self._layout = layout
+        self._zygote = zygote
+        self._privileged = privileged
+        self._numbers = itertools.count(1)
+        # More at once would only wait for each other.
+        self._workers = asyncio.Semaphore(max(2, min(os.cpu_count() or 1, 4)))
+
+    async def open(self, known: Iterable[LayerRecord]) -> frozenset[int]:
+        """Remove what no record names and return the numbers that are there."""
+        numbers = frozenset(record.number for record in known)
+        found = await asyncio.to_thread(self._sweep, numbers)
+        self._numbers = itertools.count(max(found | numbers, default=0) + 1)
+        return found
+
+    def path(self, record: LayerRecord) -> Path:
+        """The lower directory."""
+        return self._layout.layer(record.number)
+
+    async def unpack(self, blob: Path, layer: Layer, what: str) -> Unpacked:
+        """Apply the verified blob of a layer to a new directory.
+
+        Raises PullError that names the entry for what is wrong with the archive, ResourceExhausted for a full disk,
+        FailedPrecondition without root. Leaves nothing then; a result is for `commit` or `discard`.
+        """
+        if not self._privileged:
+            hint = "run the daemon as root, or use Wasm images"
+            raise FailedPrecondition(f"{what}: a daemon without root cannot unpack Linux layers", hint=hint)
+        number = next(self._numbers)
+        directory = self._layout.layers / f"{number}.tmp"
+        try:
+            async with self._workers:
+                arguments = {"compressed": layer.gzip}
+                result = await self._run("unpack", arguments, (blob, directory), what)
+            unpacked = Unpacked(layer, what, number, directory, msgspec.convert(result, _Report))
+            if unpacked.report.diff_id != layer.diff_id:
+                msg = f"{what}: expected content with diff ID {layer.diff_id}, it is {unpacked.report.diff_id}"
+                raise PullError(msg)
+        except BaseException:
+            await to_the_end(self._remove(directory))
+            raise
+        return unpacked
+
+    async def commit(self, unpacked: Unpacked, below: Sequence[LayerRecord]) -> LayerRecord:
+        """Complete the layer from those below it, bottom first, and give the directory its final name.
+
+        Errors as in `unpack`; the directory is still the caller's to discard then.
+        """
+        report = unpacked.report
+        inherits_root = not report.root_given and bool(below) and not await self.has_plain_root(below[-1])
+        implied = ("", *report.implied) if inherits_root else report.implied
+        needs_parents = bool(implied or report.links or report.root_opaque)
+        size, inodes = report.size, report.inodes
+        if needs_parents and (below or report.links):
+            arguments = {"implied": implied, "links": report.links, "root_opaque": report.root_opaque}
+            lowers = [self.path(record) for record in reversed(below)]
+            added = await self._run("settle", arguments, (unpacked.directory, *lowers), unpacked.what)
+            size, inodes = size + added["size"], inodes + added["inodes"]
+        await asyncio.to_thread(unpacked.directory.rename, self._layout.layer(unpacked.number))
+        return LayerRecord(
+            key=unpacked.layer.chain_id if needs_parents else unpacked.layer.diff_id,
+            diff_id=unpacked.layer.diff_id,
+            number=unpacked.number,
+            size=size,
+            inodes=inodes,
+            needs_parents=needs_parents,
+            inherits_root=not report.root_given,
+        )
+
+    async def discard(self, unpacked: Unpacked) -> None:
+        """Remove a layer that was not committed."""
+        await self._remove(unpacked.directory)
+
+    async def remove(self, number: int) -> None:
+        """Remove a committed layer; gone is success."""
+        await self._remove(self._layout.layer(number))
+
+    async def has_plain_root(self, record: LayerRecord) -> bool:
+        """True when the root directory is as it is without an entry for it: 0755, root, no xattrs."""
+        return await asyncio.to_thread(_has_plain_root, self.path(record))
+
+    async def _run(self, task: str, arguments: Mapping[str, Any], paths: Sequence[Path], what: str) -> dict[str, Any]:
+        """One unpacker over the paths, as descriptors in this order; a `.tmp` directory is made."""
+        name = f"cri_shim.zygote.{task}:{task}"
+        with disk_errors(self._layout.root):
+            fds = await asyncio.to_thread(_open_all, paths)
+        try:
+            try:
+                return await self._zygote.run(name, arguments, fds, timeout=_TASK_SECONDS)
+            except ZygoteLostError:
+                return await self._zygote.run(name, arguments, fds, timeout=_TASK_SECONDS)
+        except TaskError as error:
+            raise self._explained(error, what) from error
+        except Internal as error:
+            msg = f"{what}: {error.cause}"
+            raise Internal(msg, hint=error.hint) from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _explained(self, error: TaskError, what: str) -> CriShimError:
+        if error.errno in NO_SPACE:
+            return disk_full(self._layout.root)
+        if error.type in _ARCHIVE_ERRORS or error.errno is not None:
+            return PullError(f"{what}: {error.text}")
+        return error
+
+    async def _remove(self, directory: Path) -> None:
+        await asyncio.to_thread(fs.remove_tree, directory)
+
+    def _sweep(self, known: frozenset[int]) -> frozenset[int]:
+        self._layout.layers.mkdir(parents=True, exist_ok=True)
+        found = set()
+        for directory in self._layout.layers.iterdir():
+            if directory.name.isdigit() and int(directory.name) in known:
+                found.add(int(directory.name))
+            else:
+                fs.remove_tree(directory)
+        return frozenset(found)
+
+
+def _open_all(paths: Sequence[Path]) -> list[int]:
+    fds: list[int] = []
+    try:
+        for path in paths:
+            if path.suffix == ".tmp":
+                path.mkdir(mode=0o755, exist_ok=True)
+                path.chmod(0o755)  # whatever the umask
+            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds
+
+
+def _has_plain_root(path: Path) -> bool:
+    status = path.stat()
+    plain = (status.st_mode & 0o7777, status.st_uid, status.st_gid) == _PLAIN_ROOT
+    return plain and not [name for name in os.listxattr(path) if not name.startswith("trusted.overlay.")]

@@ -1,0 +1,333 @@
+"""Drives the pull conversation over HTTP, with aiohttp: hosts and mirrors, TLS, stall detection, streaming to disk.
+
+What to ask and what an answer means is decided in `cri_shim.wire.registry`. Invariant: what is returned or written has
+been verified against its digest, or (a manifest by tag) carries the digest that was computed from its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cri_shim.adapters.content import Ingest, disk_errors
+from cri_shim.adapters.shielded import to_the_end
+from cri_shim.model.errors import FailedPrecondition, PullError
+from cri_shim.model.ids import Digest
+from cri_shim.model.refs import ImageRef
+from cri_shim.wire.oci_image import digest_of
+from cri_shim.wire.registry import (
+    MAX_TOKEN_ANSWER,
+    UNAVAILABLE_PREFIX,
+    Accepted,
+    Answer,
+    Conversation,
+    Credentials,
+    Exchange,
+    Failure,
+    RegistryError,
+)
+from cri_shim.wire.registry_hosts import (
+    FILE_NAME,
+    Capability,
+    RegistryHost,
+    Tls,
+    default_host,
+    directory_names,
+    parse_hosts,
+)
+
+if TYPE_CHECKING:
+    import ssl
+
+    import aiohttp
+
+T = TypeVar("T")
+
+MAX_MANIFEST: Final = 4 << 20
+_BATCH: Final = 1 << 19
+"""Bytes that are handed to a thread at once, to be hashed and written."""
+_CONNECT_SECONDS: Final = 30.0
+_ERROR_BODY: Final = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A manifest or index as the registry has it."""
+
+    body: bytes
+    media_type: str
+    digest: Digest
+
+
+class Registry:
+    """One HTTP session for all registries, made at the first pull."""
+
+    def __init__(self, config_dirs: Sequence[Path], *, stall_seconds: float = 60.0) -> None:
+        self._config_dirs = tuple(config_dirs)
+        self._stall_seconds = stall_seconds
+        self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
+        self._tls_contexts: dict[Tls, ssl.SSLContext] = {}
+
+    async def repository(self, ref: ImageRef, credentials: Credentials | None) -> Repository:
+        """The repository of a reference; reads `hosts.toml` anew. FailedPrecondition when that is broken."""
+        hosts = await asyncio.to_thread(_read_hosts, self._config_dirs, ref.domain)
+        return Repository(self, tuple(Conversation(host, ref, credentials) for host in hosts), ref)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @contextlib.asynccontextmanager
+    async def open(self, exchange: Exchange, host: RegistryHost) -> AsyncGenerator[Body]:
+        """Hold the conversation until the content is there; its body is the caller's to read."""
+        session = await self._ensure_session()
+        tls = await self._tls(host.tls)
+        while True:
+            request = exchange.request
+            method = "GET" if request.body is None else "POST"
+            with _network_errors(host):
+                response = await session.request(
+                    method, request.url, headers=request.headers, data=request.body, allow_redirects=False, ssl=tls
+                )
+            async with response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                content = Body(host, response, headers)
+                words = b""
+                if exchange.wants_body or response.status >= 400:
+                    words = await content.read(MAX_TOKEN_ANSWER if exchange.wants_body else _ERROR_BODY)
+                if exchange.receive(Answer(response.status, headers, words)) is Accepted.ACCEPTED:
+                    yield content
+                    return
+
+    async def _ensure_session(self) -> aiohttp.ClientSession:
+        async with self._opening:
+            if self._session is None:
+                library = await asyncio.to_thread(importlib.import_module, "aiohttp")
+                self._session = library.ClientSession(
+                    connector=library.TCPConnector(limit=0, limit_per_host=16),
+                    timeout=library.ClientTimeout(
+                        total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._stall_seconds
+                    ),
+                    cookie_jar=library.DummyCookieJar(),
+                    auto_decompress=False,
+                    read_bufsize=_BATCH,
+                    headers={"User-Agent": "cri-shim"},
+                )
+            return self._session
+
+    async def _tls(self, tls: Tls) -> ssl.SSLContext:
+        context = self._tls_contexts.get(tls)
+        if context is None:
+            # In a thread: reading the system's certificates takes tens of milliseconds.
+            context = await asyncio.to_thread(_tls_context, tls)
+            if not tls.ca and not tls.client:
+                self._tls_contexts[tls] = context  # files of ours are read again at each pull
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The content of an answer, not yet read."""
+
+    host: RegistryHost
+    response: aiohttp.ClientResponse
+    headers: Mapping[str, str]
+
+    @property
+    def length(self) -> int | None:
+        """Bytes, where the registry says it."""
+        return self.response.content_length
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """What arrives, as it arrives. RegistryError when the connection breaks."""
+        with _network_errors(self.host):
+            async for chunk in self.response.content.iter_any():
+                yield chunk
+
+    async def read(self, limit: int) -> bytes:
+        """At most the first `limit` bytes."""
+        data = bytearray()
+        async for chunk in self.chunks():
+            data += chunk
+            if len(data) >= limit:
+                break
+        return bytes(data[:limit])
+
+
+class Repository:
+    """One image name, over all hosts that are configured for its registry. Keeps the tokens of one pull."""
+
+    def __init__(self, registry: Registry, conversations: Sequence[Conversation], ref: ImageRef) -> None:
+        self._registry = registry
+        self._conversations = tuple(conversations)
+        self._ref = ref
+
+    async def resolve(self) -> Document:
+        """The manifest or index that the reference stands for. Raises PullError."""
+        if self._ref.digest is not None:
+            return await self.manifest(self._ref.digest)
+        tag = self._ref.tag or ""
+        return await self._ask(Capability.RESOLVE, lambda host: self._manifest(host, tag, None))
+
+    async def manifest(self, digest: Digest) -> Document:
+        """A manifest or index by digest. Raises PullError."""
+        return await self._ask(Capability.PULL, lambda host: self._manifest(host, digest, digest))
+
+    async def blob(self, ingest: Ingest, root: Path) -> None:
+        """Stream a blob into `ingest`, which is not finished by this. Raises PullError, ResourceExhausted."""
+        with disk_errors(root):
+            await self._ask(Capability.PULL, lambda host: self._blob(host, ingest))
+
+    async def _ask(self, capability: Capability, attempt: Callable[[Conversation], Awaitable[T]]) -> T:
+        """The first host that answers; with none, the error of the last one, which is the registry itself."""
+        failed: list[tuple[RegistryHost, RegistryError]] = []
+        for conversation in self._conversations:
+            if capability not in conversation.host.capabilities:
+                continue
+            try:
+                return await attempt(conversation)
+            except RegistryError as error:
+                failed.append((conversation.host, error))
+        if not failed:
+            msg = f"no host of registry {self._ref.domain} has the capability {capability.value!r}"
+            raise PullError(msg, hint=f"look at its {FILE_NAME}")
+        *mirrors, (_, last) = failed
+        if not mirrors:
+            raise last
+        others = "; ".join(f"{host.authority}: {error.cause}" for host, error in mirrors)
+        hint = f"{last.hint}; " if last.hint else ""
+        cause = last.cause.removeprefix(UNAVAILABLE_PREFIX)
+        raise RegistryError(last.failure, cause, hint=f"{hint}before that, {others}") from last
+
+    async def _manifest(self, conversation: Conversation, reference: str, expected: Digest | None) -> Document:
+        async with self._registry.open(conversation.manifest(reference), conversation.host) as content:
+            body = await content.read(MAX_MANIFEST + 1)
+        media_type = content.headers.get("content-type", "")
+        announced = content.headers.get("docker-content-digest", "")
+        where = f"the manifest of {self._ref.text} from {conversation.host.authority}"
+        if len(body) > MAX_MANIFEST:
+            raise RegistryError(Failure.OTHER, f"{where} is larger than {MAX_MANIFEST} bytes")
+        digest = await asyncio.to_thread(digest_of, body)
+        wanted = expected or announced
+        if wanted.startswith("sha256:") and wanted != digest:
+            raise RegistryError(Failure.OTHER, f"{where}: expected content with digest {wanted}, got {digest}")
+        return Document(body, media_type, digest)
+
+    async def _blob(self, conversation: Conversation, ingest: Ingest) -> None:
+        if ingest.received:
+            await asyncio.to_thread(ingest.restart)
+        host = conversation.host
+        async with self._registry.open(conversation.blob(ingest.digest), host) as content:
+            if content.length is not None and content.length != ingest.size:
+                msg = (
+                    f"{ingest.what}: expected {ingest.size} bytes, registry {host.authority} announces {content.length}"
+                )
+                raise RegistryError(Failure.OTHER, msg)
+            try:
+                await _stream(content, ingest)
+            except RegistryError as error:
+                received = f"{ingest.received} of {ingest.size} bytes"
+                msg = f"{ingest.what}: {error.cause.removeprefix(UNAVAILABLE_PREFIX)} after {received}"
+                raise RegistryError(error.failure, msg) from error
+
+
+async def _stream(content: Body, ingest: Ingest) -> None:
+    """Write each batch in a thread while the next one arrives."""
+    writing: asyncio.Future[None] | None = None
+    try:
+        async for batch in _batches(content):
+            if writing is not None:
+                await asyncio.shield(writing)
+            writing = asyncio.ensure_future(asyncio.to_thread(ingest.write, batch))
+    finally:
+        if writing is not None:
+            # Also when cancelled: the thread uses the file that is closed next.
+            await to_the_end(_ended(writing))
+    if writing is not None:
+        writing.result()
+
+
+async def _batches(content: Body) -> AsyncGenerator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    async for chunk in content.chunks():
+        batch.append(chunk)
+        size += len(chunk)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+async def _ended(writing: asyncio.Future[None]) -> None:
+    await asyncio.wait((writing,))
+
+
+@contextlib.contextmanager
+def _network_errors(host: RegistryHost) -> Generator[None]:
+    import aiohttp  # noqa: PLC0415  10 MiB that only a pull needs
+
+    try:
+        yield
+    except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
+        hint = "name its CA in hosts.toml (ca), or fix its certificate"
+        raise RegistryError(Failure.OTHER, f"TLS with registry {host.authority} failed: {error}", hint=hint) from error
+    except TimeoutError as error:
+        raise _unavailable(host, "it sends nothing") from error
+    except aiohttp.ClientPayloadError as error:
+        raise _unavailable(host, "the connection broke within an answer") from error
+    except aiohttp.ClientConnectorError as error:
+        raise _unavailable(host, f"cannot connect: {error.os_error.strerror or error.os_error}") from error
+    except (aiohttp.ClientConnectionError, OSError) as error:
+        raise _unavailable(host, str(error) or "the connection broke") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        msg = f"registry {host.authority} does not speak HTTP as expected: {error}"
+        raise RegistryError(Failure.OTHER, msg) from error
+
+
+def _unavailable(host: RegistryHost, reason: str) -> RegistryError:
+    return RegistryError(Failure.UNAVAILABLE, f"registry {host.authority}: {reason}")
+
+
+def _read_hosts(directories: Sequence[Path], domain: str) -> tuple[RegistryHost, ...]:
+    """The first `hosts.toml` there is, else the registry itself."""
+    for directory in directories:
+        for name in directory_names(domain):
+            file = directory / name / FILE_NAME
+            try:
+                text = file.read_text()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                msg = f"cannot read {file}: {error}"
+                raise FailedPrecondition(msg) from error
+            return parse_hosts(text, domain, file)
+    return (default_host(domain),)
+
+
+def _tls_context(tls: Tls) -> ssl.SSLContext:
+    import ssl  # noqa: PLC0415  comes with aiohttp, at the first pull
+
+    try:
+        context = ssl.create_default_context()
+        for path in tls.ca:
+            context.load_verify_locations(path)
+        for certificate, key in tls.client:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(str(path) for path in (*tls.ca, *(path for pair in tls.client for path in pair if path)))
+        msg = f"cannot load {files} for TLS with a registry: {error}"
+        raise FailedPrecondition(msg, hint=f"look at its {FILE_NAME}") from error
+    if tls.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
