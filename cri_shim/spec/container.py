@@ -9,6 +9,7 @@ from __future__ import annotations
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import cgroup_plan, devices, mounts, namespaces, resources, security
+from cri_shim.spec.annotations import annotations
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.unsupported import refuse_unsupported
 
@@ -23,9 +24,9 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
         "process": _process(plan, host),
         "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
         "mounts": mounts.mounts(plan, found),
-        "annotations": dict(plan.annotations),
+        "annotations": annotations(plan),
         "linux": {
-            "cgroupsPath": cgroup_plan.cgroups_path_for_spec(plan.pod.cgroup_parent, plan.id),
+            "cgroupsPath": cgroup_plan.cgroups_path_for_spec(plan.pod.cgroup_parent, plan.id, host.cgroup_driver),
             "namespaces": namespaces.namespaces(plan, host),
             **_devices_and_resources(plan, host, found),
             **security.masks(wanted),

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cri_shim.spec.cgroup_plan import Driver
+
 Json = dict[str, Any]
 """A JSON object; config.json is one."""
 
@@ -25,6 +27,7 @@ class HostFacts:
     lowest_oom_score_adj: int
     cgroup_version: int
     """1 on hybrid hosts too: the controllers decide."""
+    cgroup_driver: Driver = Driver.CGROUPFS
     machine: str = "x86_64"
     """As uname(2) says it."""
     swap_controller: bool = False

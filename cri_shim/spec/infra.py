@@ -50,6 +50,5 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         bundle=layout.bundle(pod.id),
         log_path=None,
         stop_signal=15,
-        annotations={"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": pod.id},
         infra=True,
     )

@@ -1,0 +1,174 @@
+"""One OCI runtime's command line: runc, crun, youki and whatever else follows the OCI runtime CLI.
+
+Not for `create`, which conmon calls (`cri_shim.adapters.monitor`); this module says how. Invariant: a failed call
+raises what the runtime wrote into its JSON log as the last error.
+
+crun refuses to run where both cgroup versions are mounted. On such hosts its calls run in a mount namespace without the
+v2 hierarchy, which is pinned once. Where `/` is private, later mounts (root file systems, volumes) do not reach the
+pinned namespace, so that each `create` gets a fresh one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cri_shim.adapters.cgroups import CgroupHost, Version
+from cri_shim.kernel import mounts, namespaces, process
+from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal
+from cri_shim.model.ids import ContainerId
+from cri_shim.wire import oci_state
+
+_CALL_SECONDS: Final = 60.0
+_PROBE_SECONDS: Final = 10.0
+_NO_FEATURES: Final = oci_state.RuntimeFeatures(recursive_read_only=False, user_namespaces=False)
+
+Enter = Callable[[], None]
+"""Runs in the throw-away thread that starts a process; see `kernel.process.spawn`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a binary says about itself, asked once."""
+
+    version: oci_state.Version
+    features: oci_state.RuntimeFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Descriptors for an exec'ed process; stdin None is /dev/null."""
+
+    stdin: int | None
+    stdout: int
+    stderr: int
+
+
+class OciRuntime:
+    """The calls of one binary with one state directory."""
+
+    def __init__(self, program: str, root: Path, host: CgroupHost, *, pin: Path, systemd_cgroup: bool) -> None:
+        """`root` is the runtime's own state, `pin` where a mount namespace may be kept."""
+        self.program = shutil.which(program) or program
+        self.root = root
+        self.systemd_cgroup = systemd_cgroup
+        self._host = host
+        self._pin = pin
+        self._asking: asyncio.Task[Identity] | None = None
+        self._pinning: asyncio.Task[None] | None = None
+
+    def global_arguments(self, log: Path) -> list[str]:
+        """The flags before the verb."""
+        flags = [f"--root={self.root}", f"--log={log}", "--log-format=json"]
+        return [*flags, "--systemd-cgroup"] if self.systemd_cgroup else flags
+
+    async def identity(self) -> Identity:
+        """Version and features. A binary without `features` (crun before 1.9) offers none that need asking."""
+        if self._asking is None or (self._asking.done() and self._asking.exception() is not None):
+            self._asking = asyncio.ensure_future(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def create_enter(self) -> Enter | None:
+        """Where conmon and the runtime's `create` have to start; None = here."""
+        if not await self._is_confined():
+            return None
+        if await asyncio.to_thread(mounts.propagation_of, Path("/")):
+            return await self._pinned()
+        return namespaces.fresh_mount_namespace_without(self._hidden())
+
+    async def start(self, container_id: ContainerId, log: Path, command: Sequence[str]) -> None:
+        """Let the created container run; returns after its program was executed. `command` is for the error's hint."""
+        done = await self._call(log, "start", container_id)
+        if done.returncode != 0:
+            raise await self._error("cannot start the container", done, log, command)
+
+    async def delete(self, container_id: ContainerId, log: Path) -> None:
+        """Kill what runs, remove the runtime's state and the container's cgroup. Unknown = success."""
+        if not await asyncio.to_thread((self.root / container_id).exists):
+            return
+        done = await self._call(log, "delete", "--force", container_id)
+        if done.returncode != 0 and await asyncio.to_thread((self.root / container_id).exists):
+            raise await self._error("cannot delete the container", done, log)
+
+    async def exec(
+        self, container_id: ContainerId, spec: Path, pid_file: Path, streams: Streams, command: Sequence[str]
+    ) -> process.Child:
+        """Start a further process; returns when it runs. The daemon, a subreaper, is its parent then."""
+        log = pid_file.with_suffix(".log")
+        argv = [self.program, *self.global_arguments(log), "exec", "--detach"]
+        argv += [f"--process={spec}", f"--pid-file={pid_file}", container_id]
+        enter = await self._enter()
+        with process.Reaper().hold():
+            caller = await asyncio.to_thread(_spawn, argv, streams, enter) if enter else _spawn(argv, streams, None)
+            returncode = await _ended(caller, argv)
+            if returncode == 0:
+                return process.adopt(int(await asyncio.to_thread(pid_file.read_bytes)))
+        failed = process.Completed(tuple(argv), returncode, b"", b"")
+        raise await self._error("cannot exec in the container", failed, log, command)
+
+    async def create_error(self, said: str, log: Path, command: Sequence[str]) -> CriShimError:
+        """The error for a failed `create`, of which conmon has `said` something."""
+        written = await asyncio.to_thread(_read_if_there, log)
+        return oci_state.runtime_error("cannot create the container", oci_state.last_error(written) or said, command)
+
+    async def _error(self, what: str, done: process.Completed, log: Path, command: Sequence[str] = ()) -> CriShimError:
+        written = await asyncio.to_thread(_read_if_there, log)
+        return oci_state.runtime_error(what, oci_state.last_error(written) or done.text(), command)
+
+    async def _call(self, log: Path, *arguments: str) -> process.Completed:
+        argv = [self.program, *self.global_arguments(log), *arguments]
+        return await process.run(argv, timeout=_CALL_SECONDS, enter=await self._enter())
+
+    async def _ask(self) -> Identity:
+        said, features = await asyncio.gather(
+            process.run([self.program, "--version"], timeout=_PROBE_SECONDS),
+            process.run([self.program, "features"], timeout=_PROBE_SECONDS),
+        )
+        if said.returncode != 0:
+            msg = f"{self.program} --version failed: {said.text()}"
+            raise Internal(msg)
+        known = oci_state.parse_features(features.stdout) if features.returncode == 0 else _NO_FEATURES
+        return Identity(oci_state.parse_version(said.stdout.decode(errors="replace")), known)
+
+    async def _enter(self) -> Enter | None:
+        return await self._pinned() if await self._is_confined() else None
+
+    async def _is_confined(self) -> bool:
+        return self._host.version is Version.HYBRID and (await self.identity()).version.name == "crun"
+
+    async def _pinned(self) -> Enter:
+        if self._pinning is None or (self._pinning.done() and self._pinning.exception() is not None):
+            pin = asyncio.to_thread(namespaces.pin_mount_namespace, self._pin, self._hidden())
+            self._pinning = asyncio.ensure_future(pin)
+        await asyncio.shield(self._pinning)
+        return namespaces.enter_mount_namespace(self._pin)
+
+    def _hidden(self) -> tuple[Path, ...]:
+        return (self._host.unified,) if self._host.unified is not None else ()
+
+
+def _spawn(argv: Sequence[str], streams: Streams, enter: Enter | None) -> process.Child:
+    return process.spawn(argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
+
+
+async def _ended(caller: process.Child, argv: Sequence[str]) -> int:
+    """The return code of a short-lived call that has its own streams; killed when it takes too long."""
+    try:
+        async with asyncio.timeout(_CALL_SECONDS):
+            return await caller.watched().wait()
+    except TimeoutError:
+        msg = f"{argv[0]} exec did not finish within {_CALL_SECONDS:g} s and was killed"
+        raise DeadlineExceeded(msg) from None
+    finally:
+        caller.kill()
+
+
+def _read_if_there(path: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""

@@ -1,0 +1,120 @@
+"""Root file systems of containers: layers and a writable directory under one overlay, and what is read from inside.
+
+Not the unpacking of layers. Everything blocks and belongs into a thread. Invariant: what an image contains is hostile:
+every path in it is resolved inside of its root, and only regular files are ever opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cri_shim.kernel import fs, mounts
+from cri_shim.model.entry import EntryKind, EntryPoint, entry_kind
+from cri_shim.model.ids import ContainerId, PodId
+from cri_shim.model.layout import Layout
+from cri_shim.spec.users import UserDatabase, parse_user_database
+
+_DATABASE_LIMIT: Final = 1 << 20
+_MAGIC_BYTES: Final = 4
+_EXECUTABLE: Final = 0o111
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A container's directories, and what dispatch and the process plan need to know of the image's files.
+
+    `path` is the mounted root file system, None for an image without layers.
+    """
+
+    path: Path | None
+    users: UserDatabase
+    entry: EntryKind
+
+
+def prepare(
+    layout: Layout, container_id: ContainerId, layers: Sequence[Path], entry: EntryPoint, log_path: str
+) -> Prepared:
+    """Make the bundle and the log's directory, mount `layers` (bottom first) below a writable layer, look inside.
+
+    In one go, for one hop to a thread. On error the caller calls `remove`.
+    """
+    layout.bundle(container_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+    if log_path:
+        Path(log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not layers:
+        return Prepared(None, UserDatabase(), EntryKind.MISSING)
+    path = _mount(layout, container_id, layers)
+    passwd = fs.read_in_root(path, "/etc/passwd", _DATABASE_LIMIT)
+    group = fs.read_in_root(path, "/etc/group", _DATABASE_LIMIT)
+    return Prepared(path, parse_user_database(passwd or b"", group or b""), entrypoint_kind(path, entry))
+
+
+def remove(layout: Layout, container_id: ContainerId | PodId) -> None:
+    """Unmount the root file system, remove the writable layer and the bundle. Gone = success."""
+    target = layout.rootfs(container_id)
+    while mounts.is_mount_point(target):
+        mounts.unmount(target)
+    fs.remove_tree(layout.writable(container_id))
+    fs.remove_tree(layout.bundle(container_id))
+
+
+def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
+    """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH."""
+    for candidate in _candidates(entry):
+        head = _first_bytes(rootfs, candidate)
+        if head is not None:
+            return entry_kind(head)
+    return EntryKind.MISSING
+
+
+def _mount(layout: Layout, container_id: ContainerId, layers: Sequence[Path]) -> Path:
+    target, writable = layout.rootfs(container_id), layout.writable(container_id)
+    if mounts.is_mount_point(target):
+        return target
+    upper, work = writable / "upper", writable / "work"
+    for directory in (target, upper, work):
+        directory.mkdir(parents=True, exist_ok=True)
+    writable.chmod(0o711)  # nobody on the host lists it, the container's users pass through it
+    _copy_attributes(layers[-1], upper)  # an overlay's root looks like its upper directory
+    mounts.overlay(target, layers[::-1], upper, work)
+    return target
+
+
+def _copy_attributes(source: Path, target: Path) -> None:
+    status = source.stat()
+    os.chown(target, status.st_uid, status.st_gid)
+    target.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _candidates(entry: EntryPoint) -> Iterator[str]:
+    if "/" in entry.word:
+        yield posixpath.join("/", entry.cwd, entry.word)
+        return
+    for directory in entry.search.split(":"):
+        yield posixpath.join("/", entry.cwd, directory, entry.word)
+
+
+def _first_bytes(rootfs: Path, path: str) -> bytes | None:
+    """The head of a regular file that could be executed; None when there is none. A Wasm file needs no x bit."""
+    try:
+        handle = fs.open_in_root(rootfs, path, os.O_PATH)
+    except OSError:  # missing, a loop of links, a name that is too long: execve fails in the same way
+        return None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        with contextlib.suppress(OSError), open(f"/proc/thread-self/fd/{handle}", "rb") as file:  # noqa: PTH123
+            head = file.read(_MAGIC_BYTES)
+            executable = bool(status.st_mode & _EXECUTABLE)
+            return head if executable or entry_kind(head) is EntryKind.WASM else None
+    finally:
+        os.close(handle)
+    return None

@@ -1,0 +1,118 @@
+"""What an OCI runtime prints: `features`, `--version`, the lines of its JSON log.
+
+Not the calls (`cri_shim.adapters.oci_runtime`). Invariant: unknown fields are fine, runtimes add them; a text that
+is not of the form at all is an error or, in a log, skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal
+
+_ERROR_LEVELS = frozenset({"error", "fatal", "panic"})
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The answer to `--version`. `tags` are what crun was built with (`+WASM:wasmedge`)."""
+
+    name: str
+    version: str
+    spec: str
+    tags: frozenset[str]
+
+
+def parse_version(text: str) -> Version:
+    """Parse `NAME version X`, `spec: Y` and a line of `+TAG`s (runc, crun, youki). Internal when there is no name."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = lines[0].split() if lines else []
+    if len(words) < 3 or words[1] != "version":
+        msg = f"the runtime's --version is {text[:100]!r}, which does not say `NAME version NUMBER`"
+        raise Internal(msg)
+    spec = next((line.partition(":")[2].strip() for line in lines if line.lower().startswith("spec:")), "1.0.0")
+    tags = frozenset(word[1:] for line in lines if line.startswith("+") for word in line.split())
+    return Version(words[0], words[2], spec, tags)
+
+
+class _Idmap(msgspec.Struct):
+    enabled: bool | None = None
+
+
+class _MountExtensions(msgspec.Struct):
+    idmap: _Idmap | None = None
+
+
+class _Linux(msgspec.Struct, rename="camel"):
+    namespaces: tuple[str, ...] = ()
+    mount_extensions: _MountExtensions | None = None
+
+
+class _Features(msgspec.Struct, rename="camel"):
+    """OCI runtime-spec, features."""
+
+    oci_version_max: str = ""
+    mount_options: tuple[str, ...] = ()
+    linux: _Linux | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFeatures:
+    """What decides fields of a request. The kernel has a word in both as well."""
+
+    recursive_read_only: bool
+    user_namespaces: bool
+
+
+def parse_features(document: bytes) -> RuntimeFeatures:
+    """Parse the output of `features`. Internal when it is not that document."""
+    try:
+        said = msgspec.json.decode(document, type=_Features)
+    except msgspec.DecodeError as error:
+        msg = f"the runtime's features cannot be read: {error}"
+        raise Internal(msg) from error
+    extensions = said.linux.mount_extensions if said.linux else None
+    idmap = extensions.idmap if extensions else None
+    return RuntimeFeatures(
+        recursive_read_only="rro" in said.mount_options,
+        user_namespaces=bool(said.linux and "user" in said.linux.namespaces and idmap and idmap.enabled),
+    )
+
+
+class _LogLine(msgspec.Struct):
+    level: str = ""
+    msg: str = ""
+
+
+def last_error(log: bytes) -> str:
+    """The message of the last error in a JSON log, empty when there is none. Broken lines are skipped."""
+    for line in reversed(log.splitlines()):
+        try:
+            entry = msgspec.json.decode(line, type=_LogLine)
+        except msgspec.DecodeError:
+            continue
+        if entry.level in _ERROR_LEVELS and entry.msg:
+            return entry.msg
+    return ""
+
+
+def runtime_error(what: str, said: str, args: Sequence[str] = ()) -> CriShimError:
+    """The error for a failed call: what the runtime said, and a hint where the cause is known."""
+    program = args[0] if args else "the command"
+    text = f"{what}: {said or 'the runtime failed without a word'}"
+    lowered = said.lower()
+    if "exec format error" in lowered:
+        hint = (
+            f"{program} is for another CPU, or no program at all; a Wasm module needs a RuntimeClass of a Wasm handler"
+        )
+        return FailedPrecondition(text, hint=hint)
+    if "executable file" in lowered and "not found" in lowered:
+        return FailedPrecondition(text, hint=f"the image has no {program} on its PATH; check command and args")
+    if "no such file or directory" in lowered and program in said:
+        return FailedPrecondition(text, hint=f"the image has no {program}; check command and args")
+    if "permission denied" in lowered and program in said:
+        return FailedPrecondition(text, hint=f"{program} must be executable for the container's user")
+    return Internal(text)
