@@ -18,6 +18,7 @@ from typing import Final
 from cri_shim.kernel import fs, mounts
 from cri_shim.model.entry import EntryKind, EntryPoint, entry_kind
 from cri_shim.model.ids import ContainerId, PodId
+from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.spec.users import UserDatabase, parse_user_database
 
@@ -27,33 +28,28 @@ _EXECUTABLE: Final = 0o111
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A container's directories, and what dispatch and the process plan need to know of the image's files.
+class RootfsFacts:
+    """What dispatch and the process plan need to know of an image's files."""
 
-    `path` is the mounted root file system, None for an image without layers.
-    """
-
-    path: Path | None
     users: UserDatabase
     entry: EntryKind
 
 
-def prepare(
-    layout: Layout, container_id: ContainerId, layers: Sequence[Path], entry: EntryPoint, log_path: str
-) -> Prepared:
-    """Make the bundle and the log's directory, mount `layers` (bottom first) below a writable layer, look inside.
+def prepare(layout: Layout, container_id: ContainerId, layers: Sequence[LayerRecord]) -> Path:
+    """Mount the container's root file system: `layers` (bottom first, at least one) below an empty writable layer.
 
-    In one go, for one hop to a thread. On error the caller calls `remove`.
+    Mounted already = success. On error the caller calls `remove`.
     """
-    layout.bundle(container_id).mkdir(mode=0o700, parents=True, exist_ok=True)
-    if log_path:
-        Path(log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if not layers:
-        return Prepared(None, UserDatabase(), EntryKind.MISSING)
-    path = _mount(layout, container_id, layers)
-    passwd = fs.read_in_root(path, "/etc/passwd", _DATABASE_LIMIT)
-    group = fs.read_in_root(path, "/etc/group", _DATABASE_LIMIT)
-    return Prepared(path, parse_user_database(passwd or b"", group or b""), entrypoint_kind(path, entry))
+    target, writable = layout.rootfs(container_id), layout.writable(container_id)
+    if mounts.is_mount_point(target):
+        return target
+    upper, work = writable / "upper", writable / "work"
+    for directory in (target, upper, work):
+        directory.mkdir(parents=True, exist_ok=True)
+    writable.chmod(0o711)  # nobody on the host lists it, the container's users pass through it
+    _copy_attributes(layout.layer(_owner_of_root(layers).number), upper)
+    mounts.overlay(target, [layout.layer(layer.number) for layer in reversed(layers)], upper, work)
+    return target
 
 
 def remove(layout: Layout, container_id: ContainerId | PodId) -> None:
@@ -65,6 +61,13 @@ def remove(layout: Layout, container_id: ContainerId | PodId) -> None:
     fs.remove_tree(layout.bundle(container_id))
 
 
+def read_facts(rootfs: Path, entry: EntryPoint) -> RootfsFacts:
+    """Read the user database and the kind of the entry point."""
+    passwd = fs.read_in_root(rootfs, "/etc/passwd", _DATABASE_LIMIT)
+    group = fs.read_in_root(rootfs, "/etc/group", _DATABASE_LIMIT)
+    return RootfsFacts(parse_user_database(passwd or b"", group or b""), entrypoint_kind(rootfs, entry))
+
+
 def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
     """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH."""
     for candidate in _candidates(entry):
@@ -74,17 +77,9 @@ def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
     return EntryKind.MISSING
 
 
-def _mount(layout: Layout, container_id: ContainerId, layers: Sequence[Path]) -> Path:
-    target, writable = layout.rootfs(container_id), layout.writable(container_id)
-    if mounts.is_mount_point(target):
-        return target
-    upper, work = writable / "upper", writable / "work"
-    for directory in (target, upper, work):
-        directory.mkdir(parents=True, exist_ok=True)
-    writable.chmod(0o711)  # nobody on the host lists it, the container's users pass through it
-    _copy_attributes(layers[-1], upper)  # an overlay's root looks like its upper directory
-    mounts.overlay(target, layers[::-1], upper, work)
-    return target
+def _owner_of_root(layers: Sequence[LayerRecord]) -> LayerRecord:
+    """The topmost layer that says something about `/`: an overlay's root looks like its upper directory."""
+    return next((layer for layer in reversed(layers) if not layer.inherits_root), layers[-1])
 
 
 def _copy_attributes(source: Path, target: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import cgroup_plan, devices, mounts, namespaces, resources, security
-from cri_shim.spec.annotations import annotations
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
+from cri_shim.spec.runtime_annotations import runtime_annotations
 from cri_shim.spec.unsupported import refuse_unsupported
 
 
@@ -24,7 +24,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
         "process": _process(plan, host),
         "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
         "mounts": mounts.mounts(plan, found),
-        "annotations": annotations(plan),
+        "annotations": runtime_annotations(plan),
         "linux": {
             "cgroupsPath": cgroup_plan.cgroups_path_for_spec(plan.pod.cgroup_parent, plan.id, host.cgroup_driver),
             "namespaces": namespaces.namespaces(plan, host),

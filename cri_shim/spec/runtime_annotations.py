@@ -1,7 +1,7 @@
 """The annotations that a runtime sees in the spec. Kata, gVisor, runwasi's shims and crun read some of these names.
 
-Not the choice of the client's annotations (`cri_shim.spec.container_request`). Invariant: a client cannot set a standard
-one: it reaches the runtime as the daemon knows it.
+Not the choice of the client's annotations (`cri_shim.spec.container_request`). Invariant: a client cannot change a
+standard one: it reaches the runtime as the daemon knows it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from cri_shim.model.handler import ContainerPlan
 _PREFIX = "io.kubernetes.cri."
 
 
-def annotations(plan: ContainerPlan) -> dict[str, str]:
+def runtime_annotations(plan: ContainerPlan) -> dict[str, str]:
     """`annotations` (OCI runtime-spec, config): what was let through, and the common ones of CRI runtimes."""
     pod = plan.pod.config.metadata
     standard = {
