@@ -7,11 +7,13 @@ is what its fields name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.context import HandlerContext
@@ -50,6 +52,9 @@ from cri_shim.spec.cgroup_plan import Driver
 
 log = get_logger()
 
+DRAIN_SECONDS = 10.0
+"""How long work that is under way may take when the daemon stops."""
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -63,6 +68,126 @@ class Base:
     node: NodeFacts
     driver: Driver
     cgroups: Cgroups
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """All flows of one daemon, by the RPC that calls them."""
+
+    runtime: Mapping[str, Flow]
+    image: Mapping[str, Flow]
+    handlers: Handlers
+    exits: Exits
+    running: tuple[InFlight[Any, Any], ...]
+    """What goes on when its caller leaves, and is waited for when the daemon stops."""
+    recovery: Recover
+    images: ImageFlows
+
+    @classmethod
+    def build(cls, base: Base, options: Mapping[str, HandlerOptions]) -> Flows:
+        """Wire everything; nothing runs yet."""
+        exits = Exits(base.store)
+        handlers = _make_handlers(base, options, exits)
+        pods, containers = _runtime(base, handlers, exits)
+        images = ImageFlows.build(base, handlers)
+        node = Node(handlers, base.network, base.node, base.driver, as_dict(base.config))
+        recovery = Recover(
+            store=base.store,
+            layout=base.layout,
+            network=base.network,
+            handlers=handlers,
+            infra=pods.run.infra,
+            exits=exits,
+            create=containers.create,
+            node=base.node,
+            clock=pods.run.clock,
+        )
+        runtime: dict[str, Flow] = {
+            "Version": node.version,
+            "Status": node.status,
+            "RuntimeConfig": node.runtime_config,
+            "UpdateRuntimeConfig": node.update_runtime_config,
+            "RunPodSandbox": pods.run,
+            "StopPodSandbox": pods.stop,
+            "RemovePodSandbox": pods.remove,
+            "PodSandboxStatus": pods.query.status,
+            "ListPodSandbox": pods.query.list,
+            "CreateContainer": containers.create,
+            "StartContainer": containers.start,
+            "StopContainer": containers.stop,
+            "RemoveContainer": containers.remove,
+            "ListContainers": containers.query.list,
+            "ContainerStatus": containers.query.status,
+            "ReopenContainerLog": containers.reopen_log,
+            "ExecSync": containers.exec_sync,
+        }
+        running = (
+            pods.run.runs,
+            pods.stop.stops,
+            pods.remove.removals,
+            containers.create.creations,
+            containers.start.starts,
+            containers.remove.removals,
+        )
+        return cls(runtime, images.methods, handlers, exits, running, recovery, images)
+
+    async def recover(self) -> None:
+        """Settle what an earlier daemon left, images first: containers stand on them."""
+        await self.images.repair()
+        await self.recovery.run()
+
+    async def aclose(self) -> None:
+        """Let what is under way finish, then stop what cannot outlive the daemon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await asyncio.gather(*(group.drain() for group in self.running))
+        await asyncio.gather(*(handler.aclose() for handler in self.handlers.live.values()))
+        await self.exits.drain()
+        await self.images.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pods:
+    run: RunPod
+    stop: StopPod
+    remove: RemovePod
+    query: QueryPods
+
+
+@dataclass(frozen=True, slots=True)
+class _Containers:
+    create: CreateContainer
+    start: StartContainer
+    stop: StopContainer
+    remove: RemoveContainer
+    query: QueryContainers
+    reopen_log: ReopenContainerLog
+    exec_sync: ExecSync
+
+
+def _runtime(base: Base, handlers: Handlers, exits: Exits) -> tuple[_Pods, _Containers]:
+    store, layout, node = base.store, base.layout, base.node
+    clock, locks = Clock(time.time_ns), Locks()
+    program = shutil.which(base.config.monitor.infra)
+    infra = Infra(store, layout, handlers, node, locks, clock, Path(program).resolve() if program else None)
+    stop = StopContainer(store, handlers, exits)
+    containers = _Containers(
+        create=CreateContainer(store, layout, handlers, infra, node, clock, locks),
+        start=StartContainer(store, handlers, locks, clock, InFlight()),
+        stop=stop,
+        remove=RemoveContainer(store, layout, handlers, stop, locks, InFlight()),
+        query=QueryContainers(store, handlers),
+        reopen_log=ReopenContainerLog(store, handlers),
+        exec_sync=ExecSync(store, handlers),
+    )
+    stop_pod = StopPod(store, layout, base.network, infra, stop, locks, node, clock)
+    pods = _Pods(
+        run=RunPod(store, layout, base.network, handlers, infra, node, clock, base.driver),
+        stop=stop_pod,
+        remove=RemovePod(store, layout, stop_pod, containers.remove, InFlight()),
+        query=QueryPods(store, infra),
+    )
+    return pods, containers
 
 
 def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exits) -> Handlers:

@@ -1,5 +1,4 @@
-"""
-Structured logs: one line an event on stderr, with the ids of the request, pod and container in hand.
+"""Structured logs: one line an event on stderr, with the ids of the request, pod and container in hand.
 
 Not a logging policy: errors are logged once, at the edge. Invariant: nothing that came as a credential is ever given to
 a logger.

@@ -13,7 +13,9 @@ from cri_shim.kernel import fs, mounts, namespaces
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
-from cri_shim.spec.pod import SandboxPlan
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.pod import SandboxPlan, host_network
+from cri_shim.spec.pod import namespaces as namespaces_of
 
 SHM_BYTES = 64 << 20
 _FILE_MODE = 0o644
@@ -47,6 +49,15 @@ def release(layout: Layout, pod_id: PodId) -> None:
         return
     namespaces.unpin(directory / "ns")
     mounts.unmount(directory / "shm")
+
+
+def missing(layout: Layout, pod_id: PodId, config: pb.PodSandboxConfig) -> str:
+    """Which of a pod's kernel objects is gone, in words; empty when all are there."""
+    wanted = {"net": not host_network(config), "ipc": namespaces_of(config).ipc != pb.NODE}
+    for kind, needed in wanted.items():
+        if needed and not mounts.is_mount_point(layout.namespace(pod_id, kind)):
+            return f"its {kind} namespace is gone"
+    return ""
 
 
 def make_infra_root(layout: Layout, pod_id: PodId) -> None:

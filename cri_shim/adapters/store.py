@@ -1,5 +1,4 @@
-"""
-The daemon's memory: records of pods, containers, images and layers, in SQLite and in process.
+"""The daemon's memory: records of pods, containers, images and layers, in SQLite and in process.
 
 Not a cache and not a query engine: readers get immutable records from memory, in the event loop, at any time. Writers
 wait until their change is in the database. Invariant: a record is visible only after it is persisted.
@@ -87,8 +86,7 @@ class Table(Generic[K, R]):
         await self._write(cast("K", record.key), record)
 
     async def update(self, key: K, change: Callable[[R], R]) -> R | None:
-        """
-        Replace a record by `change` of its latest value; None when it is gone.
+        """Replace a record by `change` of its latest value; None when it is gone.
 
         Latest includes changes that are still being written, so updates of one record never lose each other's facts.
         """

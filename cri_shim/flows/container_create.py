@@ -155,26 +155,26 @@ class CreateContainer:
         return container_id
 
     async def _make(self, record: ContainerRecord, asked: _Asked) -> None:
-        lowers = tuple(self._layer_path(key) for key in asked.image.layers)
-        facts = await asyncio.to_thread(
+        lowers = [self._layer_path(key) for key in asked.image.layers]
+        files = await asyncio.to_thread(
             rootfs.prepare, self.layout, record.id, lowers, _entry_point(asked), asked.log_path
         )
         rules = self.handlers.for_pod(asked.pod.handler)
         decision = dispatch.decide(
-            self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, facts.entry)
+            self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, files.entry)
         )
         handler = self.handlers.get(decision.handler)
         if handler.kind is Kind.LINUX and shares_pid(asked.pod_config):
             await self.infra.ensure(asked.pod, decision.handler)
         pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
-        process = process_plan(asked.config, pod.hostname, asked.image, facts.users)
+        process = process_plan(asked.config, pod.hostname, asked.image, files.users)
         plan = ContainerPlan(
             id=record.id,
             pod=pod,
             config=asked.config,
             process=process,
             image=asked.image,
-            rootfs=facts.path,
+            rootfs=files.path,
             bundle=self.layout.bundle(record.id),
             log_path=Path(asked.log_path) if asked.log_path else None,
             stop_signal=asked.stop_signal,

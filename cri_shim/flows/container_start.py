@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import msgspec
 
 from cri_shim.adapters.store import Store
-from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.locks import Locks
@@ -35,7 +34,6 @@ class StartContainer:
 
     store: Store
     handlers: Handlers
-    exits: Exits
     locks: Locks
     clock: Clock
     starts: InFlight[ContainerId, None]

@@ -36,7 +36,6 @@ class Exits:
 
     async def record(self, container_id: ContainerId, ended: Exit) -> None:
         """Write the exit down, unless one is there already."""
-        event = self._events.get(container_id)
         try:
             record = await self._store.containers.update(container_id, lambda old: with_exit(old, ended))
         except CriShimError as error:
@@ -45,7 +44,7 @@ class Exits:
             return
         if record is not None and record.infra:
             await self._infra_ended(record)
-        if event is not None:
+        if (event := self._events.get(container_id)) is not None:
             event.set()
         if record is not None:
             log.info("container exited", container=container_id[:SHORT], code=ended.code, reason=str(ended.reason))

@@ -1,4 +1,4 @@
-"""Start-up recovery: records on one side, the world on the other, and every difference settled before anything is served.
+"""Start-up recovery: records on one side, the world on the other, every difference settled before anything is served.
 
 Not a repair of running containers: those are only watched again. Invariant: after `run` there is no PENDING record, no
 pod or container directory without a record, and every RUNNING container has somebody who will tell its end.

@@ -154,8 +154,12 @@ class Handler(Protocol):
         """New lines go to a new file at the log path when this returns; on error no new file is left."""
         ...
 
-    async def adopt(self, record: ContainerRecord, plan: ContainerPlan) -> Exit | None:
-        """Take over a CREATED or RUNNING container of an earlier daemon; an Exit when it has ended meanwhile."""
+    async def adopt(self, record: ContainerRecord, plan: ContainerPlan) -> Exit | Started | None:
+        """Take over a CREATED or RUNNING container of an earlier daemon.
+
+        An Exit when it has ended meanwhile, a Started when it runs though the record says CREATED, None when all is as
+        the record says.
+        """
         ...
 
     def info(self, container_id: ContainerId) -> Mapping[str, object]:

@@ -1,7 +1,7 @@
 """The gRPC server on the CRI socket.
 
-Not what the RPCs do. Invariant: nobody but root and the socket's group can ever connect, and a socket file that somebody still
-listens on is never replaced.
+Not what the RPCs do. Invariant: only root and the group of the socket can ever connect, and a socket file that somebody
+still listens on is never replaced.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""
-Which handler runs a container: decided per container, from the pod's handler, the image, the annotations and the entry.
+"""Which handler runs a container: decided for each one, from the pod's handler, image, annotations and entry file.
 
 Not a parser of images or files: the caller reads those facts before. Invariant: a pod cannot leave what its
 RuntimeClass allows; every decision has a reason in words, every refusal names the rule and a way out.

@@ -165,6 +165,9 @@ def _check_fields(config: pb.PodSandboxConfig) -> None:
 
 def _check_ports(mappings: Iterable[pb.PortMapping]) -> None:
     for mapping in mappings:
+        if mapping.protocol not in pb.Protocol.values():
+            msg = f"port_mappings.protocol: {mapping.protocol} is no protocol of the CRI"
+            raise InvalidArgument(msg)
         for field, port in (("container_port", mapping.container_port), ("host_port", mapping.host_port)):
             if not 0 <= port <= 65535:
                 msg = f"port_mappings.{field}: {port} is not a port"

@@ -9,6 +9,7 @@ from cri_shim.model.errors import InvalidArgument
 from cri_shim.pb import api_pb2 as pb
 
 _REALTIME = re.compile(r"RTM(IN|AX)(?:([+-])([0-9]{1,2}))?")
+_RTMIN_HALF = 15
 _ALIASES = {"CLD": "CHLD", "IOT": "ABRT", "POLL": "IO"}
 
 
@@ -21,6 +22,17 @@ def stop_signal(asked: pb.Signal.ValueType, image: str) -> int:
         name = pb.Signal.Name(asked).removeprefix("SIGNAL_")
         return parse_signal(name.replace("PLUS", "+").replace("MINUS", "-"))
     return parse_signal(image) if image else int(signal.SIGTERM)
+
+
+def signal_enum(number: int) -> pb.Signal.ValueType:
+    """The CRI's value for a signal number (CRI `ContainerStatus.stop_signal`)."""
+    names = {value: name for name, value in signal.Signals.__members__.items()}
+    if signal.SIGRTMIN < number < signal.SIGRTMAX:
+        low = number - signal.SIGRTMIN
+        # The CRI counts the lower half from the minimum, the upper half from the maximum, as signal(7) does.
+        name = f"RTMINPLUS{low}" if low <= _RTMIN_HALF else f"RTMAXMINUS{signal.SIGRTMAX - number}"
+        return pb.Signal.Value(f"SIGNAL_SIG{name}")
+    return pb.Signal.Value(f"SIGNAL_{names[number]}") if number in names else pb.Signal.SIGNAL_RUNTIME_DEFAULT
 
 
 def parse_signal(text: str) -> int:

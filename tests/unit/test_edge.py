@@ -1,0 +1,118 @@
+"""The edge, over a real socket: codes, texts, refusals before recovery, and requests that are no messages."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound, PullError, Unimplemented
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.pb import api_pb2_grpc
+from cri_shim.rpc.edge import Gate
+from cri_shim.rpc.server import Server
+from cri_shim.rpc.status import status_of
+
+
+async def _version(request: pb.VersionRequest) -> pb.VersionResponse:
+    if request.version == "defect":
+        raise KeyError("secret detail")
+    return pb.VersionResponse(version="v" * len(request.version))
+
+
+async def _stop(request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+    raise NotFound(f"no {request.pod_sandbox_id}", hint="look again")
+
+
+@pytest.fixture
+async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    gate = Gate()
+    server = Server(tmp_path / "s", {"Version": _version, "StopPodSandbox": _stop}, {}, gate)
+    await server.start()
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o660
+    gate.open()
+    options = [("grpc.max_receive_message_length", 32 << 20), ("grpc.max_send_message_length", 32 << 20)]
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s", options=options) as opened:
+        yield opened
+    await server.stop(0)
+    assert not (tmp_path / "s").exists()
+
+
+async def test_answers_and_large_messages(channel: grpc.aio.Channel) -> None:
+    stub = api_pb2_grpc.RuntimeServiceStub(channel)
+    answer = await stub.Version(pb.VersionRequest(version="x" * (10 << 20)))
+    assert len(answer.version) == 10 << 20
+
+
+async def test_domain_errors_carry_code_cause_and_hint(channel: grpc.aio.Channel) -> None:
+    stub = api_pb2_grpc.RuntimeServiceStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id="abc"))
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "no abc; look again")
+
+
+async def test_defects_show_no_details(channel: grpc.aio.Channel) -> None:
+    stub = api_pb2_grpc.RuntimeServiceStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Version(pb.VersionRequest(version="defect"))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in (caught.value.details() or "")
+
+
+async def test_what_is_not_there_is_unimplemented_by_name(channel: grpc.aio.Channel) -> None:
+    stub = api_pb2_grpc.RuntimeServiceStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"CheckpointContainer") as caught:
+        await stub.CheckpointContainer(pb.CheckpointContainerRequest())
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(grpc.aio.AioRpcError, match="StreamContainers") as caught:
+        async for _ in stub.StreamContainers(pb.StreamContainersRequest()):
+            pass
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe"], ids=["garbage", "not UTF-8"])
+async def test_malformed_requests_are_invalid_arguments(channel: grpc.aio.Channel, body: bytes) -> None:
+    call = channel.unary_unary("/runtime.v1.RuntimeService/Version")
+    with pytest.raises(grpc.aio.AioRpcError, match="VersionRequest") as caught:
+        await call(body)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_unavailable_until_the_gate_opens(tmp_path: Path) -> None:
+    server = Server(tmp_path / "s", {"Version": _version}, {}, Gate())
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="not recovered") as caught:
+            await api_pb2_grpc.RuntimeServiceStub(channel).Version(pb.VersionRequest())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await server.stop(0)
+
+
+async def test_a_socket_in_use_is_never_taken(tmp_path: Path) -> None:
+    first = Server(tmp_path / "s", {}, {}, Gate())
+    await first.start()
+    with pytest.raises(FailedPrecondition, match="another process"):
+        await Server(tmp_path / "s", {}, {}, Gate()).start()
+    await first.stop(0)
+    (tmp_path / "s").write_text("not a socket")
+    with pytest.raises(FailedPrecondition, match="no socket"):
+        await Server(tmp_path / "s", {}, {}, Gate()).start()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (PullError("RegistryUnavailable: down"), grpc.StatusCode.UNKNOWN, "RegistryUnavailable: down"),
+        (Unimplemented("x"), grpc.StatusCode.UNIMPLEMENTED, "x"),
+        (OSError(errno.ENOSPC, "No space left on device", "/f"), grpc.StatusCode.RESOURCE_EXHAUSTED, "No space left"),
+        (OSError(errno.EPERM, "x", "/f"), grpc.StatusCode.INTERNAL, "Operation not permitted: /f"),
+        (CriShimError("y" * 10_000), grpc.StatusCode.INTERNAL, "y" * 4000),
+    ],
+)
+def test_status_table(error: Exception, code: grpc.StatusCode, text: str) -> None:
+    assert status_of(error)[0] is code
+    assert status_of(error)[1].startswith(text)

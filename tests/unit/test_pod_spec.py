@@ -1,0 +1,130 @@
+"""What a pod's request means: plans, shared files, and refusals that name the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.ids import PodId
+from cri_shim.model.layout import Layout
+from cri_shim.model.node import NodeFacts
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import container_request, pod
+
+NODE = NodeFacts(hostname="node-1", boot_id="b", root=True)
+
+
+def _config(**fields: object) -> pb.PodSandboxConfig:
+    config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="n", uid="u", namespace="s", attempt=2))
+    config.MergeFrom(pb.PodSandboxConfig(**fields))  # type: ignore[arg-type]
+    return config
+
+
+def _linux(**security: object) -> pb.LinuxPodSandboxConfig:
+    return pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(**security))  # type: ignore[arg-type]
+
+
+def _namespaces(**options: object) -> pb.LinuxPodSandboxConfig:
+    return _linux(namespace_options=pb.NamespaceOption(**options))  # type: ignore[arg-type]
+
+
+def test_a_bare_pod_gets_everything_of_its_own() -> None:
+    plan = pod.plan_sandbox(_config(), NODE)
+    assert (plan.net, plan.ipc, plan.uts, plan.hostname) == (True, True, True, "node-1")
+    assert plan.sysctls["net.ipv4.ip_unprivileged_port_start"] == "0"
+    assert plan.resolv_conf is None
+
+
+def test_the_host_network_brings_the_hosts_name() -> None:
+    plan = pod.plan_sandbox(_config(hostname="mine", linux=_namespaces(network=pb.NODE, ipc=pb.NODE)), NODE)
+    assert (plan.net, plan.ipc, plan.uts, plan.hostname) == (False, False, False, "node-1")
+    assert plan.sysctls == {}
+
+
+def test_context_paths_follow_from_the_id() -> None:
+    layout = Layout(Path("/r"), Path("/s"))
+    context = pod.context(PodId("p"), _config(linux=_namespaces(pid=pb.CONTAINER, ipc=pb.NODE)), layout, NODE)
+    assert (context.net, context.ipc, context.pid) == (Path("/s/pods/p/ns/net"), None, None)
+
+
+def test_name_is_unique_per_attempt() -> None:
+    assert pod.pod_name(_config()) == "n_s_u_2"
+
+
+def test_resolv_conf_is_in_the_order_that_resolvers_read() -> None:
+    dns = pb.DNSConfig(servers=["10.10.10.10"], searches=["google.com", "a.b"], options=["ndots:8"])
+    assert pod.resolv_conf(dns) == b"search google.com a.b\nnameserver 10.10.10.10\noptions ndots:8\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "field"),
+    [
+        (_config(log_directory="logs"), InvalidArgument, "log_directory"),
+        (_config(hostname="x" * 65), InvalidArgument, "hostname"),
+        (_config(hostname="a b"), InvalidArgument, "hostname"),
+        (_config(port_mappings=[pb.PortMapping(container_port=70000)]), InvalidArgument, "container_port"),
+        (_config(port_mappings=[pb.PortMapping(host_ip="nowhere")]), InvalidArgument, "host_ip"),
+        (_config(windows=pb.WindowsPodSandboxConfig()), InvalidArgument, "windows"),
+        (_config(linux=_namespaces(pid=pb.TARGET)), InvalidArgument, "TARGET"),
+        (_config(linux=_namespaces(userns_options=pb.UserNamespace(mode=pb.POD))), Unimplemented, "userns_options"),
+        (_config(linux=_namespaces(userns_options=pb.UserNamespace(mode=pb.CONTAINER))), InvalidArgument, "mode"),
+        (_config(linux=_linux(selinux_options=pb.SELinuxOption(level="s0"))), FailedPrecondition, "selinux_options"),
+        (_config(linux=pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})), InvalidArgument, "not namespaced"),
+        (_config(linux=pb.LinuxPodSandboxConfig(sysctls={"net/../kernel/x": "1"})), InvalidArgument, "sysctl"),
+        (_config(dns_config=pb.DNSConfig(servers=["1.1.1.1\nevil"])), InvalidArgument, "dns_config.servers"),
+    ],
+)
+def test_refusals_name_the_field(config: pb.PodSandboxConfig, error: type[CriShimError], field: str) -> None:
+    with pytest.raises(error, match=field):
+        pod.plan_sandbox(config, NODE)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 254, "a\nb"])
+def test_bad_names(name: str) -> None:
+    config = _config()
+    config.metadata.name = name
+    with pytest.raises(InvalidArgument, match=r"metadata\.name"):
+        pod.pod_name(config)
+
+
+def test_host_sysctls_need_own_namespaces() -> None:
+    linux = _namespaces(network=pb.NODE)
+    linux.sysctls["net.ipv4.ip_forward"] = "1"
+    with pytest.raises(InvalidArgument, match="network namespace"):
+        pod.plan_sandbox(_config(linux=linux), NODE)
+
+
+def test_without_root_only_the_nodes_network() -> None:
+    laptop = NodeFacts(hostname="h", boot_id="b", root=False)
+    with pytest.raises(FailedPrecondition, match="NODE"):
+        pod.plan_sandbox(_config(), laptop)
+    pod.plan_sandbox(_config(linux=_namespaces(network=pb.NODE)), laptop)
+
+
+@pytest.mark.parametrize("path", ["../x.log", "/etc/passwd", "a/../../x", "."])
+def test_logs_stay_in_their_directory(path: str) -> None:
+    with pytest.raises(InvalidArgument, match="log_path"):
+        container_request.log_path("/var/log/pods/p", path)
+
+
+def test_log_paths() -> None:
+    assert container_request.log_path("/l", "c/0.log") == "/l/c/0.log"
+    assert container_request.log_path("", "c.log") == ""
+    assert container_request.log_path("/l", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        (pb.Mount(container_path="rel", host_path="/h"), "container_path"),
+        (pb.Mount(container_path="/c"), "neither host_path nor image"),
+        (pb.Mount(container_path="/c", host_path="rel"), "host_path"),
+        (pb.Mount(container_path="/c" + "x" * 5000, host_path="/h"), "longer"),
+        (pb.Mount(container_path="/c\0", host_path="/h"), "NUL"),
+    ],
+)
+def test_bad_mounts(mount: pb.Mount, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        container_request.check(pb.ContainerConfig(mounts=[mount]), _config())

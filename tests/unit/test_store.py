@@ -1,0 +1,119 @@
+"""The store: persisted before visible, updates never lose facts, damage is named."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cri_shim.adapters.store import Store
+from cri_shim.model.errors import CriShimError, FailedPrecondition
+from cri_shim.model.ids import PodId, new_pod_id
+from cri_shim.model.pod import PodName, PodRecord
+
+
+def _pod(name: str = "p") -> PodRecord:
+    return PodRecord(
+        id=new_pod_id(), name=PodName(name), config=b"\x01", runtime_handler="", handler="runc", created_at=1
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path / "state.db")
+    yield opened
+    opened.close()
+
+
+async def test_survives_reopening(tmp_path: Path) -> None:
+    pod = _pod()
+    first = Store.open(tmp_path / "state.db")
+    await first.pods.put(pod)
+    await first.pods.update(pod.id, lambda p: msgspec.structs.replace(p, ips=("10.0.0.1",)))
+    first.close()
+    second = Store.open(tmp_path / "state.db")
+    try:
+        assert second.pods.get(pod.id) == msgspec.structs.replace(pod, ips=("10.0.0.1",))
+        await second.pods.delete(pod.id)
+        await second.pods.delete(pod.id)
+        assert second.pods.values() == ()
+    finally:
+        second.close()
+
+
+async def test_visible_only_when_persisted(store: Store) -> None:
+    pod = _pod()
+    writing = asyncio.create_task(store.pods.put(pod))
+    await asyncio.sleep(0)
+    assert store.pods.get(pod.id) is None
+    await writing
+    assert store.pods.get(pod.id) == pod
+
+
+async def test_concurrent_updates_keep_each_others_facts(store: Store) -> None:
+    pod = _pod()
+    await store.pods.put(pod)
+
+    async def add(number: int) -> None:
+        await store.pods.update(pod.id, lambda p: msgspec.structs.replace(p, ips=(*p.ips, str(number))))
+
+    await asyncio.gather(*(add(number) for number in range(200)))
+    record = store.pods.get(pod.id)
+    assert record is not None
+    assert record.ips == tuple(str(number) for number in range(200))
+
+
+async def test_a_cancelled_writer_still_shows_its_change(store: Store) -> None:
+    pod = _pod()
+    writing = asyncio.create_task(store.pods.put(pod))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    for _ in range(100):
+        if store.pods.get(pod.id) is not None:
+            break
+        await asyncio.sleep(0.01)
+    assert store.pods.get(pod.id) == pod
+
+
+async def test_update_of_nothing(store: Store) -> None:
+    assert await store.pods.update(PodId("0" * 64), lambda p: p) is None
+
+
+async def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "state.db")
+    try:
+        with sqlite3.connect(tmp_path / "state.db") as other:
+            other.execute("DROP TABLE pods")
+        other.close()
+        pod = _pod()
+        with pytest.raises(CriShimError, match="cannot write the database"):
+            await store.pods.put(pod)
+        assert store.pods.get(pod.id) is None
+    finally:
+        store.close()
+
+
+def test_damage_and_newer_schemas_are_named(tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.db"
+    garbage.write_bytes(b"no database at all" * 100)
+    with pytest.raises(FailedPrecondition, match=r"garbage\.db"):
+        Store.open(garbage)
+    newer = tmp_path / "newer.db"
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(FailedPrecondition, match="schema 99"):
+        Store.open(newer)
+    damaged = tmp_path / "damaged.db"
+    Store.open(damaged).close()
+    with sqlite3.connect(damaged) as connection:
+        connection.execute("INSERT INTO pods VALUES ('abc', x'ff')")
+    connection.close()
+    with pytest.raises(FailedPrecondition, match="pods/abc"):
+        Store.open(damaged)
