@@ -173,13 +173,13 @@ class Network:
         if signature != self._signature or self._loaded is None:
             self._signature, self._loaded = signature, self._load(signature)
         if isinstance(self._loaded, CriShimError):
-            raise self._loaded.with_traceback(None)
+            raise FailedPrecondition(self._loaded.cause, hint=self._loaded.hint)
         return self._loaded
 
     def _look(self) -> _Signature:
         """The configuration files of the first directory that has any, with what changes when one is written."""
         for directory in self._conf_dirs:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(OSError):
                 found = tuple(sorted(_configurations(directory)))
                 if found:
                     return found
@@ -188,7 +188,7 @@ class Network:
     def _load(self, signature: _Signature) -> cni.NetworkConfig | CriShimError:
         if not signature:
             places = ", ".join(map(str, self._conf_dirs))
-            return FailedPrecondition(f"no CNI configuration in {places}", hint="put a .conflist file there")
+            return FailedPrecondition(f"no readable CNI configuration in {places}", hint="put a .conflist file there")
         file = signature[0][0]
         try:
             return cni.parse_network(_read(file), file)
