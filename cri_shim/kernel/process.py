@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Final
 
 from cri_shim.kernel import libc, pidfd, threads
+from cri_shim.kernel.pipes import Drain, Feed
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, ResourceExhausted
 
 UNKNOWN_EXIT: Final = -1
 """What `Child.wait` returns for a process that is not our child: it is gone, its status went to its own parent."""
 
 _ERROR_TEXT: Final = 500
-_PIPE_CHUNK: Final = 1 << 16
 _LINGER: Final = 0.5
 """Seconds that `run` waits for the pipes' end after the exit: a daemonised grandchild may hold them for ever."""
 _REAP_WAIT: Final = 5.0
@@ -290,8 +290,8 @@ async def run(  # noqa: PLR0913  as `spawn`
     words = tuple(os.fspath(word) for word in argv)
     inherited = (*pass_fds, _inflight) if inflight and _inflight >= 0 else tuple(pass_fds)
     with contextlib.ExitStack() as open_pipes:
-        feed = _Feed(stdin) if stdin else None
-        drains = (_Drain(limit), _Drain(limit))
+        feed = Feed(stdin) if stdin else None
+        drains = (Drain(limit), Drain(limit))
         for pipe in (feed, *drains) if feed else drains:
             open_pipes.callback(pipe.close)
         streams = (feed.child_end if feed else None, drains[0].child_end, drains[1].child_end)
@@ -337,74 +337,6 @@ async def _end(child: Child) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_REAP_WAIT):
             await child.wait()
-
-
-class _Feed:
-    """Writes bytes to a child's stdin from the loop; a child that does not read them all is its own business."""
-
-    def __init__(self, data: bytes) -> None:
-        self._rest = memoryview(data)
-        self.child_end, self._ours = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._ours, False)
-
-    def begin(self) -> None:
-        self.child_end = _closed(self.child_end)
-        asyncio.get_running_loop().add_writer(self._ours, self._write)
-
-    def close(self) -> None:
-        self.child_end = _closed(self.child_end)
-        if self._ours >= 0:
-            asyncio.get_running_loop().remove_writer(self._ours)
-            self._ours = _closed(self._ours)
-
-    def _write(self) -> None:
-        try:
-            self._rest = self._rest[os.write(self._ours, self._rest) :]
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            self._rest = self._rest[:0]
-        if not self._rest:
-            self.close()
-
-
-class _Drain:
-    """Reads a child's output in the loop: keeps the first `limit` bytes, drops the rest, never stops reading."""
-
-    def __init__(self, limit: int) -> None:
-        self.data = bytearray()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._limit = limit
-        self._ours, self.child_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._ours, False)
-
-    def begin(self) -> None:
-        self.child_end = _closed(self.child_end)
-        asyncio.get_running_loop().add_reader(self._ours, self._read)
-
-    def close(self) -> None:
-        self.child_end = _closed(self.child_end)
-        if self._ours >= 0:
-            asyncio.get_running_loop().remove_reader(self._ours)
-            self._ours = _closed(self._ours)
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def _read(self) -> None:
-        try:
-            chunk = os.read(self._ours, _PIPE_CHUNK)
-        except BlockingIOError:
-            return
-        if not chunk:
-            self.close()
-        elif len(self.data) < self._limit:
-            self.data += chunk[: self._limit - len(self.data)]
-
-
-def _closed(fd: int) -> int:
-    if fd >= 0:
-        os.close(fd)
-    return -1
 
 
 def adopt(pid: int) -> Child:

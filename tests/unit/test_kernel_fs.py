@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cri_shim.kernel import fs, mounts, notify
+from cri_shim.kernel import caps, fs, mounts, notify
 from cri_shim.model.errors import InvalidArgument
 
 
@@ -166,3 +166,11 @@ def test_mount_table_escapes_and_optional_fields() -> None:
         source="/dev/root#",
         super_options=("rw", "errors=continue"),
     )
+
+
+def test_capabilities_are_named_by_their_bits() -> None:
+    status = Path("/proc/self/status").read_text()
+    mask = int(status.split("CapEff:")[1].split()[0], 16)
+    bits = {"CHOWN": 0, "NET_ADMIN": 12, "SYS_ADMIN": 21, "SYS_RESOURCE": 24, "MKNOD": 27, "CHECKPOINT_RESTORE": 40}
+    assert {name for name in bits if name in caps.effective()} == {n for n, bit in bits.items() if mask >> bit & 1}
+    assert caps.can_lower_oom_score_adj() is bool(mask >> 24 & 1)
