@@ -76,15 +76,19 @@ class Layers:
         """The lower directory."""
         return self._layout.layer(record.number)
 
+    def require_root(self, what: str) -> None:
+        """FailedPrecondition in a daemon without root; better before the download."""
+        if not self._privileged:
+            hint = "run the daemon as root, or use Wasm images"
+            raise FailedPrecondition(f"{what}: a daemon without root cannot unpack Linux layers", hint=hint)
+
     async def unpack(self, blob: Path, layer: Layer, what: str) -> Unpacked:
         """Apply the verified blob of a layer to a new directory.
 
         Raises PullError that names the entry for what is wrong with the archive, ResourceExhausted for a full disk,
         FailedPrecondition without root. Leaves nothing then; a result is for `commit` or `discard`.
         """
-        if not self._privileged:
-            hint = "run the daemon as root, or use Wasm images"
-            raise FailedPrecondition(f"{what}: a daemon without root cannot unpack Linux layers", hint=hint)
+        self.require_root(what)
         number = next(self._numbers)
         directory = self._layout.layers / f"{number}.tmp"
         try:

@@ -72,7 +72,6 @@ class Registry:
         self._stall_seconds = stall_seconds
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
-        self._tls_contexts: dict[Tls, ssl.SSLContext] = {}
 
     async def repository(self, ref: ImageRef, credentials: Credentials | None) -> Repository:
         """The repository of a reference; reads `hosts.toml` anew. FailedPrecondition when that is broken."""
@@ -123,14 +122,13 @@ class Registry:
                 )
             return self._session
 
-    async def _tls(self, tls: Tls) -> ssl.SSLContext:
-        context = self._tls_contexts.get(tls)
-        if context is None:
-            # In a thread: reading the system's certificates takes tens of milliseconds.
-            context = await asyncio.to_thread(_tls_context, tls)
-            if not tls.ca and not tls.client:
-                self._tls_contexts[tls] = context  # files of ours are read again at each pull
-        return context
+    async def _tls(self, tls: Tls) -> ssl.SSLContext | bool:
+        """True is aiohttp's own context: the system's certificates."""
+        if tls == Tls():
+            return True
+        # In a thread: reading the system's certificates takes tens of milliseconds. Anew for each request, as the
+        # files may have been replaced.
+        return await asyncio.to_thread(_tls_context, tls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,252 @@
+"""PullImage: from a reference to a record whose content is on disk, verified.
+
+    parse ─▶ join a running pull of the same ─▶ resolve ─▶ choose a platform ─▶ fetch config and layers ─▶ record
+
+Not the transport (`cri_shim.adapters.registry`) and not the layers (`cri_shim.flows.image_layers`). Invariant: a pull
+that fails or is abandoned leaves no record, no layer and no blob that nothing else needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from cri_shim.adapters.content import Content
+from cri_shim.adapters.registry import Document, Registry, Repository
+from cri_shim.adapters.store import Table
+from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_layers import LayerPuller, Source
+from cri_shim.flows.inflight import InFlight
+from cri_shim.model.errors import InvalidArgument, PullError
+from cri_shim.model.ids import Digest, ImageId
+from cri_shim.model.image import ImageRecord, LayerRecord, Platform, WasmModule
+from cri_shim.model.refs import ImageRef, find_images, parse_reference
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.wire.oci_image import (
+    Descriptor,
+    ImagePlan,
+    Index,
+    Manifest,
+    check_platform,
+    choose,
+    parse_document,
+    plan_image,
+)
+from cri_shim.wire.registry import Credentials, parse_credentials
+
+_MAX_CONFIG = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PullPolicy:
+    """What of the node decides about a pull."""
+
+    host: tuple[Platform, ...]
+    keep_blobs: bool
+    wants_wasm: Callable[[pb.PullImageRequest], bool | None]
+    """The kind of image that the request asks for; None when it does not say."""
+    now: Callable[[], int]
+    """Unix time, ns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One pull. Equal jobs are the same work."""
+
+    ref: ImageRef
+    credentials: Credentials | None
+    wants_wasm: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the reference stands for: a manifest, and the index that it was chosen from."""
+
+    manifest: Document
+    parsed: Manifest
+    index: Document | None
+    entry: Descriptor | None
+
+    @property
+    def digest(self) -> Digest:
+        """The digest that the reference has in the registry."""
+        return self.index.digest if self.index is not None else self.manifest.digest
+
+
+@dataclass(slots=True)
+class PullImage:
+    """The RPC."""
+
+    policy: PullPolicy
+    registry: Registry
+    content: Content
+    images: Table[ImageId, ImageRecord]
+    collector: ImageCollector
+    puller: LayerPuller
+    _running: InFlight[_Job, ImageId] = field(default_factory=lambda: InFlight(cancel_when_abandoned=True))
+    _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def __call__(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
+        """Pull, or join who pulls the same. InvalidArgument, PullError, ResourceExhausted, FailedPrecondition."""
+        if not request.image.image:
+            raise InvalidArgument("image.image is empty")
+        job = _Job(parse_reference(request.image.image), _credentials(request), self.policy.wants_wasm(request))
+        image_id = await self._running.join(job, lambda: self._pull(job))
+        return pb.PullImageResponse(image_ref=image_id)
+
+    async def drain(self) -> None:
+        """Wait for the pulls that run; at the stop of the daemon."""
+        await self._running.drain()
+
+    async def _pull(self, job: _Job) -> ImageId:
+        present = self._present(job)
+        if present is not None and await self._name(present, job.ref):
+            return present.id
+        repository = await self.registry.repository(job.ref, job.credentials)
+        found = await self._find(repository, job)
+        documents = [found.manifest, *([found.index] if found.index else [])]
+        config = found.parsed.config
+        async with self.collector.hold((*(document.digest for document in documents), config.id)):
+            for document in documents:
+                await self.content.put(document.digest, document.body)
+            plan = await self._plan(repository, found, job)
+            async with self.collector.hold(self._content_of(plan)):
+                layers = await self._fetch(Source(repository, plan, job.ref.text))
+                record = self._record(found, plan, layers)
+                async with self._committing:
+                    await self._commit(record, job.ref, found.digest)
+        return record.id
+
+    def _present(self, job: _Job) -> ImageRecord | None:
+        """Content by digest cannot have changed: no registry needs to be asked."""
+        if job.ref.digest is None:
+            return None
+        for record in self.images.values():
+            is_it = (
+                job.ref.digest in {record.manifest, record.index} or job.ref.at(job.ref.digest) in record.repo_digests
+            )
+            if is_it and job.wants_wasm in {None, record.wasm is not None or record.platform.is_wasm}:
+                return record
+        return None
+
+    async def _find(self, repository: Repository, job: _Job) -> _Found:
+        document = await repository.resolve()
+        parsed = parse_document(document.body, document.media_type)
+        if isinstance(parsed, Manifest):
+            return _Found(document, parsed, None, None)
+        entry = choose(parsed, self.policy.host, wants_wasm=job.wants_wasm)
+        manifest = await self._manifest(repository, entry)
+        inner = parse_document(manifest.body, manifest.media_type)
+        if isinstance(inner, Index):
+            msg = f"{job.ref.text} is an index of indexes, which is not supported"
+            raise PullError(msg)
+        return _Found(manifest, inner, document, entry)
+
+    async def _manifest(self, repository: Repository, entry: Descriptor) -> Document:
+        if self.content.has(entry.id):
+            return Document(await self.content.read(entry.id), entry.media_type, entry.id)
+        return await repository.manifest(entry.id)
+
+    async def _plan(self, repository: Repository, found: _Found, job: _Job) -> ImagePlan:
+        descriptor = found.parsed.config
+        if descriptor.size > _MAX_CONFIG:
+            msg = f"the config of {job.ref.text} has {descriptor.size} bytes, at most {_MAX_CONFIG} are allowed"
+            raise PullError(msg)
+        await self.puller.fetch(repository, descriptor, f"config {descriptor.digest} of {job.ref.text}")
+        config = await self.content.read(descriptor.id)
+        plan = plan_image(found.parsed, found.manifest.digest, config, found.entry)
+        check_platform(plan, self.policy.host)
+        return plan
+
+    async def _fetch(self, source: Source) -> tuple[LayerRecord, ...]:
+        wasm = source.plan.wasm
+        if wasm is not None:
+            await self.puller.fetch(source.repository, wasm, f"Wasm module {wasm.digest} of {source.image}")
+        layers = await self.puller.pull(source)
+        if self.policy.keep_blobs:
+            for layer in source.plan.layers:
+                what = f"layer {layer.descriptor.digest} of {source.image}"
+                await self.puller.fetch(source.repository, layer.descriptor, what)
+        return layers
+
+    def _content_of(self, plan: ImagePlan) -> Iterable[Digest]:
+        """What has to stay while the pull runs, besides the documents."""
+        for layer in plan.layers:
+            yield from (layer.diff_id, layer.chain_id)
+            if self.policy.keep_blobs:
+                yield layer.descriptor.id
+        if plan.wasm is not None:
+            yield plan.wasm.id
+
+    def _record(self, found: _Found, plan: ImagePlan, layers: tuple[LayerRecord, ...]) -> ImageRecord:
+        blobs = [found.digest, found.manifest.digest, found.parsed.config.id]
+        if plan.wasm is not None:
+            blobs.append(plan.wasm.id)
+        if self.policy.keep_blobs:
+            blobs.extend(layer.descriptor.id for layer in plan.layers)
+        wasm = None
+        if plan.wasm is not None:
+            wasm = WasmModule(plan.wasm.id, plan.wasm.media_type, plan.wasm.size)
+        return ImageRecord(
+            id=plan.id,
+            manifest=found.manifest.digest,
+            index=found.index.digest if found.index is not None else None,
+            config_digest=found.parsed.config.id,
+            size=plan.size,
+            platform=plan.platform,
+            config=plan.config,
+            pulled_at=self.policy.now(),
+            annotations=plan.annotations,
+            layers=tuple(layer.key for layer in layers),
+            wasm=wasm,
+            blobs=tuple(dict.fromkeys(blobs)),
+        )
+
+    async def _commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> None:
+        """Merge with a record of the same content, then take the tag from the image that had it."""
+        known = self.images.get(record.id)
+        tags = known.repo_tags if known is not None else ()
+        digests = known.repo_digests if known is not None else ()
+        merged = msgspec.structs.replace(
+            record,
+            repo_tags=_with(tags, ref.repo_tag),
+            repo_digests=_with(digests, ref.at(digest)),
+            blobs=tuple(dict.fromkeys((*record.blobs, *(known.blobs if known is not None else ())))),
+        )
+        await self.images.put(merged)
+        await self._take_tag(ref, record.id)
+
+    async def _name(self, record: ImageRecord, ref: ImageRef) -> bool:
+        """Add `name@digest` to an image; False when it has just been removed."""
+        name = ref.at(ref.digest) if ref.digest is not None else None
+
+        def with_name(known: ImageRecord) -> ImageRecord:
+            return msgspec.structs.replace(known, repo_digests=_with(known.repo_digests, name))
+
+        return await self.images.update(record.id, with_name) is not None
+
+    async def _take_tag(self, ref: ImageRef, owner: ImageId) -> None:
+        tag = ref.repo_tag
+        for other in find_images(self.images.values(), tag) if tag is not None else ():
+            if other.id != owner:
+                rest = tuple(name for name in other.repo_tags if name != tag)
+                await self.images.put(msgspec.structs.replace(other, repo_tags=rest))
+
+
+def _credentials(request: pb.PullImageRequest) -> Credentials | None:
+    auth = request.auth
+    return parse_credentials(
+        username=auth.username,
+        password=auth.password,
+        auth=auth.auth,
+        identity_token=auth.identity_token,
+        registry_token=auth.registry_token,
+        server_address=auth.server_address,
+    )
+
+
+def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    return names if name is None or name in names else (*names, name)
