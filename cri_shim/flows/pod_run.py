@@ -84,6 +84,7 @@ class RunPod:
             handler=rules.name,
             created_at=self.clock.now(),
             boot_id=self.node.boot_id,
+            networked=plan.net,
         )
         undo = Undo("run pod")
         try:

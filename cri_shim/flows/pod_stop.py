@@ -28,7 +28,6 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodRecord
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.pod import host_network
 
 log = get_logger()
 
@@ -85,8 +84,8 @@ class StopPod:
             raise Internal(msg)
 
     async def _detach(self, pod: PodRecord) -> None:
-        config = pb.PodSandboxConfig.FromString(pod.config)
-        if host_network(config) or pod.attachment is None:
+        if not pod.networked:
             return
+        config = pb.PodSandboxConfig.FromString(pod.config)
         await self.network.delete(attachment(pod.id, config, self.layout), pod.attachment)
-        await self.store.pods.update(pod.id, lambda p: msgspec.structs.replace(p, attachment=None))
+        await self.store.pods.update(pod.id, lambda p: msgspec.structs.replace(p, networked=False, attachment=None))

@@ -31,7 +31,6 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodRecord, PodState
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.pod import host_network
 
 log = get_logger()
 LOST = 255
@@ -103,7 +102,7 @@ class Recover:
         config = pb.PodSandboxConfig.FromString(pod.config)
         try:
             await self.infra.remove(pod.id)
-            if not host_network(config) and self.node.root:
+            if pod.networked:
                 await self.network.delete(attachment(pod.id, config, self.layout), pod.attachment)
             await asyncio.to_thread(sandbox.remove, self.layout, pod.id)
         except (CriShimError, OSError) as error:

@@ -46,8 +46,10 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     boot_id: str = ""
     """Of the boot that the pod's namespaces belong to."""
     ips: tuple[str, ...] = ()
+    networked: bool = False
+    """A CNI ADD may have taken effect and no DEL has succeeded since."""
     attachment: bytes | None = None
-    """What the CNI DEL needs: configuration and result of the ADD; None once detached."""
+    """What the CNI DEL needs: configuration and result of the ADD; None when the ADD was not seen to end."""
     problem: str = ""
     """Why the pod is not ready, when that was not asked for."""
 

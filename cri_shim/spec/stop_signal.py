@@ -26,13 +26,15 @@ def stop_signal(asked: pb.Signal.ValueType, image: str) -> int:
 
 def signal_enum(number: int) -> pb.Signal.ValueType:
     """The CRI's value for a signal number (CRI `ContainerStatus.stop_signal`)."""
-    names = {value: name for name, value in signal.Signals.__members__.items()}
     if signal.SIGRTMIN < number < signal.SIGRTMAX:
-        low = number - signal.SIGRTMIN
+        above = number - signal.SIGRTMIN
         # The CRI counts the lower half from the minimum, the upper half from the maximum, as signal(7) does.
-        name = f"RTMINPLUS{low}" if low <= _RTMIN_HALF else f"RTMAXMINUS{signal.SIGRTMAX - number}"
-        return pb.Signal.Value(f"SIGNAL_SIG{name}")
-    return pb.Signal.Value(f"SIGNAL_{names[number]}") if number in names else pb.Signal.SIGNAL_RUNTIME_DEFAULT
+        edge = f"RTMINPLUS{above}" if above <= _RTMIN_HALF else f"RTMAXMINUS{signal.SIGRTMAX - number}"
+        return pb.Signal.Value(f"SIGNAL_SIG{edge}")
+    try:
+        return pb.Signal.Value(f"SIGNAL_{signal.Signals(number).name}")
+    except ValueError:
+        return pb.Signal.SIGNAL_RUNTIME_DEFAULT
 
 
 def parse_signal(text: str) -> int:
