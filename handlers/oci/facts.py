@@ -1,0 +1,158 @@
+"""Reads the facts that a spec is built from: of the node once, of a container by what its configuration names.
+
+Everything blocks and belongs into a thread. Invariant: nothing here decides; `cri_shim.spec` does.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cri_shim.adapters.cgroups import Version
+from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.oci_runtime import Identity
+from cri_shim.kernel import mounts
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.devices import HOST_DEVICES
+from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json, MountSource, Propagation
+from cri_shim.spec.security import seccomp_profile
+
+_PROFILE_LIMIT: Final = 4 << 20
+_MOUNT_SETATTR_KERNEL: Final = (5, 12)
+# Made anew for each container, or of this host's sessions only.
+_NOT_PASSED_ON: Final = frozenset({"pts", "shm", "fd", "mqueue", ".udev", ".lxc", ".lxd-mounts"})
+_CONSOLE: Final = "console"
+
+
+def host_facts(identity: Identity, context: HandlerContext) -> HostFacts:
+    """What is the same for every container of a runtime."""
+    host = context.cgroups.host
+    return HostFacts(
+        oci_version=identity.version.spec,
+        capabilities=context.capabilities,
+        lowest_oom_score_adj=context.limits.get("oom_score_adj", -1000),
+        cgroup_version=2 if host.version is Version.V2 else 1,
+        cgroup_driver=context.cgroups.driver,
+        machine=platform.machine(),
+        swap_controller=_accounts_for_swap(context),
+        hugetlb_controller="hugetlb" in host.controllers,
+        seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
+        apparmor=_first_character(Path("/sys/module/apparmor/parameters/enabled")) == "Y",
+        selinux=Path("/sys/fs/selinux/enforce").exists(),
+        recursive_read_only=identity.features.recursive_read_only and _kernel() >= _MOUNT_SETATTR_KERNEL,
+    )
+
+
+def container_facts(config: pb.ContainerConfig) -> ContainerFacts:
+    """What the configuration of one container names on the host. FailedPrecondition for what is not there."""
+    devices = {device.host_path: tuple(_devices(device.host_path)) for device in config.devices}
+    if config.linux.security_context.privileged:
+        devices[HOST_DEVICES] = tuple(_below(HOST_DEVICES))
+    return ContainerFacts(
+        sources={mount.host_path: _source(mount) for mount in config.mounts if os.path.exists(mount.host_path)},  # noqa: PTH110  of CRI, a string
+        devices=devices,
+        seccomp=_localhost_profile(config.linux.security_context),
+    )
+
+
+def _accounts_for_swap(context: HandlerContext) -> bool:
+    memory = context.cgroups.host.controllers.get("memory")
+    if memory is None:
+        return False
+    if context.cgroups.host.version is Version.V2:
+        return Path("/proc/swaps").exists()  # the root cgroup has no memory.swap.max to look at
+    return (memory / "memory.memsw.limit_in_bytes").exists()
+
+
+def _kernel() -> tuple[int, ...]:
+    major, minor = platform.release().split(".")[:2]
+    return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
+
+
+def _first_character(path: Path) -> str:
+    try:
+        return path.read_text()[:1]
+    except OSError:
+        return ""
+
+
+def _source(mount: pb.Mount) -> MountSource:
+    resolved = Path(mount.host_path).resolve()
+    if mount.propagation == pb.MountPropagation.PROPAGATION_PRIVATE:
+        return MountSource(str(resolved))  # no need to read the mount table
+    tags = " ".join(mounts.propagation_of(resolved))
+    if "shared:" in tags:
+        return MountSource(str(resolved), Propagation.SHARED)
+    return MountSource(str(resolved), Propagation.SLAVE if "master:" in tags else Propagation.PRIVATE)
+
+
+def _devices(host_path: str) -> Iterator[DeviceNode]:
+    try:
+        status = os.stat(host_path)  # noqa: PTH116  of CRI, a string
+    except OSError as error:
+        msg = f"devices: {host_path}: {error.strerror}"
+        raise FailedPrecondition(msg) from error
+    if stat.S_ISDIR(status.st_mode):
+        yield from _below(host_path)
+    elif _is_device(status):
+        yield _node("", status)
+    else:
+        msg = f"devices: {host_path} is neither a device nor a directory"
+        raise InvalidArgument(msg)
+
+
+def _below(directory: str) -> Iterator[DeviceNode]:
+    for at, names, files in os.walk(directory):
+        names[:] = [name for name in names if name not in _NOT_PASSED_ON]
+        for file in files:
+            path = os.path.join(at, file)  # noqa: PTH118  hundreds of names: no Path objects
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:
+                continue
+            if _is_device(status) and file != _CONSOLE:
+                yield _node(os.path.relpath(path, directory), status)
+
+
+def _is_device(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+
+
+def _node(path: str, status: os.stat_result) -> DeviceNode:
+    return DeviceNode(
+        path=path,
+        block=stat.S_ISBLK(status.st_mode),
+        major=os.major(status.st_rdev),
+        minor=os.minor(status.st_rdev),
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+    )
+
+
+def _localhost_profile(security: pb.LinuxContainerSecurityContext) -> Json | None:
+    profile = seccomp_profile(security)
+    if security.privileged or profile.profile_type != pb.SecurityProfile.Localhost:
+        return None
+    path = Path(profile.localhost_ref)
+    if not path.is_absolute():
+        msg = f"linux.security_context.seccomp.localhost_ref {profile.localhost_ref!r} is not an absolute path"
+        raise InvalidArgument(msg)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_PROFILE_LIMIT)
+        document: Json = msgspec.json.decode(content, type=dict)
+    except OSError as error:
+        msg = f"linux.security_context.seccomp.localhost_ref {path}: {error.strerror}"
+        raise FailedPrecondition(msg) from error
+    except msgspec.DecodeError as error:
+        msg = f"linux.security_context.seccomp.localhost_ref {path} is not a seccomp profile: {error}"
+        raise InvalidArgument(msg) from error
+    return document

@@ -1,0 +1,259 @@
+"""The `Handler` of OCI runtimes: a bundle, a conmon, and the runtime's verbs.
+
+Not a keeper of state: what has to outlive the daemon is in the bundle, held by conmon. Invariant: every container that
+was created has one watch on its conmon; the watch tells the end, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal as signals
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.exec_session import OciExecSession, kill_leftovers, remember
+from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervised
+from cri_shim.adapters.oci_runtime import Enter, OciRuntime, Streams
+from cri_shim.adapters.shielded import to_the_end
+from cri_shim.kernel import pidfd, process
+from cri_shim.model.container import ContainerRecord, Exit
+from cri_shim.model.errors import FailedPrecondition, NotFound
+from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, Kind, Started
+from cri_shim.model.ids import SHORT, ContainerId
+from cri_shim.spec import container as spec
+from cri_shim.spec.facts import HostFacts
+from handlers.oci import facts
+
+
+@dataclass(slots=True)
+class _Container:
+    """The live side of one container. `started_at` is 0 until it was started, `exit` None until it has ended."""
+
+    supervised: Supervised
+    command: tuple[str, ...]
+    started_at: int = 0
+    exit: Exit | None = None
+    watch: asyncio.Task[None] | None = None
+    execs: Iterator[int] = field(default_factory=itertools.count)
+
+
+class OciHandler:
+    """Runs Linux containers with one runtime."""
+
+    kind = Kind.LINUX
+
+    def __init__(self, name: str, runtime: OciRuntime, monitors: Monitors, context: HandlerContext) -> None:
+        self.name = name
+        self.features = Features()
+        self._runtime = runtime
+        self._monitors = monitors
+        self._context = context
+        self._containers: dict[ContainerId, _Container] = {}
+        self._host: HostFacts | None = None
+
+    async def probe(self) -> None:
+        """Ask the runtime what it is able to do, for `features`; the first `create` does it too."""
+        if self._host is None:
+            identity = await self._runtime.identity()
+            host = await asyncio.to_thread(facts.host_facts, identity, self._context)
+            self.features = Features(recursive_read_only_mounts=host.recursive_read_only)
+            self._host = host
+
+    async def create(self, plan: ContainerPlan) -> None:
+        """Make the container; see `Handler`."""
+        await self.probe()
+        enter = await self._runtime.create_enter()
+        try:
+            launched = await asyncio.to_thread(self._launch, plan, enter)
+            supervised = await self._monitors.created(launched, plan.process.args)
+        except BaseException:
+            await to_the_end(self.delete(plan.id, plan.pod.cgroup_parent))
+            raise
+        self._watch(_Container(supervised, plan.process.args))
+
+    async def start(self, container_id: ContainerId) -> Started:
+        """Run the created container; see `Handler`."""
+        container = self._known(container_id)
+        files = container.supervised.launch.files
+        try:
+            await self._runtime.start(container_id, files.runtime_log, container.command)
+        except BaseException:
+            await asyncio.to_thread(self._kill_all, container.supervised.launch)
+            raise
+        container.started_at = time.time_ns()
+        if container.exit is not None:
+            asyncio.get_running_loop().call_soon(self._tell, container)
+        return Started(container.supervised.pid, container.started_at)
+
+    async def kill(self, container_id: ContainerId, signal: int, *, everyone: bool = False) -> None:
+        """Signal the first process, or all; see `Handler`."""
+        container = self._containers.get(container_id)
+        if container is None or container.exit is not None:
+            return
+        if everyone:
+            await asyncio.to_thread(self._signal_all, container.supervised.launch, signal)
+        else:
+            _signal_first(container.supervised, signal)
+
+    async def delete(self, container_id: ContainerId, cgroup_parent: str) -> None:
+        """Remove everything, from any state; see `Handler`."""
+        container = self._containers.get(container_id)
+        files = Files(self._context.layout.bundle(container_id))
+        if container is None:
+            await self._monitors.end(Launch(container_id, files, cgroup_parent, log_path=None))
+        else:
+            await self._monitors.end(container.supervised.launch, container.supervised.child)
+            if container.watch is not None:
+                await asyncio.wait([container.watch])  # so that the end was told before this returns
+        await self._runtime.delete(container_id, files.runtime_log)
+        await asyncio.to_thread(self._context.cgroups.remove, cgroup_parent, container_id)
+        self._containers.pop(container_id, None)
+
+    async def exec(self, container_id: ContainerId, request: ExecRequest) -> ExecSession:
+        """Start a further process; see `Handler`."""
+        container = self._known(container_id)
+        if not container.started_at or container.exit is not None:
+            msg = f"container {container_id[:SHORT]} is not running"
+            raise FailedPrecondition(msg)
+        starting = asyncio.ensure_future(self._exec(container, request))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                await asyncio.shield((await starting).kill())
+            raise
+
+    async def reopen_log(self, container_id: ContainerId) -> None:
+        """See `Handler`."""
+        launch = self._known(container_id).supervised.launch
+        await asyncio.to_thread(self._monitors.reopen_log, launch)
+
+    async def adopt(self, record: ContainerRecord, plan: ContainerPlan) -> Exit | None:
+        """Take over a container of an earlier daemon; see `Handler`."""
+        launch = _launch_of(plan)
+        found = await self._monitors.adopt(launch)
+        if isinstance(found, Exit):
+            return found
+        await asyncio.to_thread(self._kill_execs, launch)
+        self._watch(_Container(found, plan.process.args, started_at=record.started_at))
+        return None
+
+    def info(self, container_id: ContainerId) -> Mapping[str, object]:
+        """See `Handler`."""
+        container = self._containers.get(container_id)
+        if container is None:
+            return {}
+        supervised = container.supervised
+        return {
+            "pid": supervised.pid if container.exit is None else 0,
+            "monitorPid": supervised.child.pid if container.exit is None else 0,
+            "runtime": self._runtime.program,
+            "bundle": str(supervised.launch.files.bundle),
+        }
+
+    async def aclose(self) -> None:
+        """Stop watching; every container runs on."""
+        watches = [container.watch for container in self._containers.values() if container.watch is not None]
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+        for container in self._containers.values():
+            container.supervised.child.close()
+        self._containers.clear()
+
+    def _known(self, container_id: ContainerId) -> _Container:
+        container = self._containers.get(container_id)
+        if container is None:
+            msg = f"container {container_id[:SHORT]} is not known to handler {self.name!r}"
+            raise NotFound(msg)
+        return container
+
+    def _launch(self, plan: ContainerPlan, enter: Enter | None) -> Launched:
+        """Read facts, write the bundle, start conmon: all that blocks, in one go."""
+        assert self._host is not None  # noqa: S101  `create` has probed
+        launch = _launch_of(plan)
+        if plan.rootfs is None:
+            self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
+        found = facts.container_facts(plan.config)
+        document = spec.build(plan, self._host, found)
+        launch.files.config.write_bytes(msgspec.json.encode(document))
+        return self._monitors.launch(launch, enter)
+
+    def _watch(self, container: _Container) -> None:
+        self._containers[container.supervised.launch.container_id] = container
+        container.watch = asyncio.get_running_loop().create_task(self._until_exit(container))
+
+    async def _until_exit(self, container: _Container) -> None:
+        container.exit = await self._monitors.ended(container.supervised)
+        if container.started_at:
+            self._tell(container)
+
+    def _tell(self, container: _Container) -> None:
+        if container.exit is not None:
+            # A short-lived process can have ended before `start` took the time.
+            at = max(container.exit.at, container.started_at)
+            self._context.exited(
+                container.supervised.launch.container_id, msgspec.structs.replace(container.exit, at=at)
+            )
+
+    async def _exec(self, container: _Container, request: ExecRequest) -> ExecSession:
+        launch = container.supervised.launch
+        directory = launch.files.bundle / "exec"
+        note = directory / f"{next(container.execs)}.pid"
+        process_file = note.with_suffix(".json")
+
+        def write() -> None:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            document = msgspec.json.decode(launch.files.config.read_bytes())
+            process_file.write_bytes(msgspec.json.encode(spec.exec_process(document["process"], request.args)))
+
+        await asyncio.to_thread(write)
+        streams = Streams(request.stdin, request.stdout, request.stderr)
+        child = await self._runtime.exec(launch.container_id, process_file, note, streams, request.args)
+        await asyncio.to_thread(remember, note, child.pid)
+        return OciExecSession(child, note)
+
+    def _kill_all(self, launch: Launch) -> None:
+        self._context.cgroups.kill_all(launch.cgroup_parent, launch.container_id)
+
+    def _signal_all(self, launch: Launch, signal: int) -> None:
+        if signal == signals.SIGKILL:
+            self._kill_all(launch)
+            return
+        for pid in self._context.cgroups.processes(launch.cgroup_parent, launch.container_id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal)
+
+    def _kill_execs(self, launch: Launch) -> None:
+        members = self._context.cgroups.processes(launch.cgroup_parent, launch.container_id)
+        kill_leftovers(launch.files.bundle / "exec", members)
+
+
+def _launch_of(plan: ContainerPlan) -> Launch:
+    return Launch(
+        container_id=plan.id,
+        files=Files(plan.bundle),
+        cgroup_parent=plan.pod.cgroup_parent,
+        log_path=plan.log_path,
+        tty=plan.config.tty,
+        stdin=plan.config.stdin,
+        stdin_once=plan.config.stdin_once,
+    )
+
+
+def _signal_first(supervised: Supervised, signal: int) -> None:
+    """By a pidfd that is checked to be of the same process: a pid alone may have been given to another."""
+    with contextlib.suppress(ProcessLookupError):
+        fd = pidfd.open_pidfd(supervised.pid)
+        try:
+            if process.process_start_time(supervised.pid) == supervised.started:
+                pidfd.send_signal(fd, signal)
+        finally:
+            os.close(fd)
