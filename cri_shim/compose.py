@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import platform
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.content import Content
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.network import Network
+from cri_shim.adapters.registry import Registry
 from cri_shim.adapters.store import Store
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.config import Config, as_dict
@@ -29,6 +33,11 @@ from cri_shim.flows.container_stop import StopContainer
 from cri_shim.flows.exec_sync import ExecSync
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_pull import PullImage, PullPolicy
+from cri_shim.flows.image_query import ImageQuery
+from cri_shim.flows.image_remove import RemoveImage
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
@@ -44,11 +53,14 @@ from cri_shim.loader import HandlerOptions, default_handler
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.errors import CriShimError, FailedPrecondition
-from cri_shim.model.handler import Handler
+from cri_shim.model.handler import Handler, Kind
+from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
+from cri_shim.pb import api_pb2 as pb
 from cri_shim.rpc.edge import Flow
 from cri_shim.spec.cgroup_plan import Driver
+from cri_shim.wire.oci_image import host_platforms
 
 log = get_logger()
 
@@ -134,7 +146,8 @@ class Flows:
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""
         await self.images.repair()
-        await self.recovery.run()
+        probes = (handler.probe() for handler in self.handlers.live.values())
+        await asyncio.gather(self.recovery.run(), *probes)
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
@@ -188,6 +201,61 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits) -> tuple[_Pods, _Cont
         query=QueryPods(store, infra),
     )
     return pods, containers
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFlows:
+    """The ImageService."""
+
+    methods: Mapping[str, Flow]
+    collector: ImageCollector
+    registry: Registry
+    pull: PullImage
+
+    @classmethod
+    def build(cls, base: Base, handlers: Handlers) -> ImageFlows:
+        """Wire everything; nothing runs yet."""
+        store, layout, settings = base.store, base.layout, base.config.images
+        content, layers = Content(layout), Layers(layout, base.zygote, privileged=base.node.root)
+        collector = ImageCollector(store.images, store.layers, content, layers, lambda: _layers_in_use(store))
+        registry = Registry([Path(directory) for directory in settings.registry_config])
+        policy = PullPolicy(
+            host=host_platforms(platform.machine()),
+            keep_blobs=settings.keep_blobs,
+            wants_wasm=lambda request: _wants_wasm(handlers, request),
+            now=time.time_ns,
+        )
+        puller = LayerPuller(layout, content, layers, store.layers, collector, settings.max_parallel_downloads)
+        pull = PullImage(policy, registry, content, store.images, collector, puller)
+        query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, time.time_ns)
+        methods: dict[str, Flow] = {
+            "PullImage": pull,
+            "ListImages": query.list_images,
+            "ImageStatus": query.image_status,
+            "RemoveImage": RemoveImage(store.images, collector),
+            "ImageFsInfo": query.image_fs_info,
+        }
+        return cls(methods, collector, registry, pull)
+
+    async def repair(self) -> None:
+        """Make records and disk agree."""
+        await self.collector.repair()
+
+    async def aclose(self) -> None:
+        """Close the connections to registries."""
+        await self.registry.aclose()
+
+
+def _layers_in_use(store: Store) -> set[Digest]:
+    return {layer for container in store.containers.values() for layer in container.layers}
+
+
+def _wants_wasm(handlers: Handlers, request: pb.PullImageRequest) -> bool | None:
+    """The kind of the handler that the request names; None when it names none."""
+    name = request.image.runtime_handler
+    if not name:
+        return None
+    return handlers.for_pod(name).kind is Kind.WASM
 
 
 def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exits) -> Handlers:

@@ -7,12 +7,14 @@ nothing, and a repeated equal request gets the container that the first one made
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from cri_shim.adapters import rootfs
+from cri_shim.adapters.rootfs import RootfsFacts
 from cri_shim.adapters.store import Store
 from cri_shim.flows.container_remove import discard
 from cri_shim.flows.handlers import Handlers
@@ -24,11 +26,11 @@ from cri_shim.flows.undo import Undo
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState
-from cri_shim.model.entry import EntryPoint
+from cri_shim.model.entry import EntryKind, EntryPoint
 from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import ContainerPlan, Kind
 from cri_shim.model.ids import SHORT, ContainerId, Digest, new_container_id
-from cri_shim.model.image import ImageRecord
+from cri_shim.model.image import ImageRecord, LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodRecord, PodState
@@ -39,6 +41,7 @@ from cri_shim.spec import dispatch
 from cri_shim.spec.pod import context, shares_pid
 from cri_shim.spec.process import process_args, process_plan
 from cri_shim.spec.stop_signal import stop_signal
+from cri_shim.spec.users import UserDatabase
 
 log = get_logger()
 
@@ -155,10 +158,8 @@ class CreateContainer:
         return container_id
 
     async def _make(self, record: ContainerRecord, asked: _Asked) -> None:
-        lowers = [self._layer_path(key) for key in asked.image.layers]
-        files = await asyncio.to_thread(
-            rootfs.prepare, self.layout, record.id, lowers, _entry_point(asked), asked.log_path
-        )
+        layers = [self._layer(key) for key in asked.image.layers]
+        root, files = await asyncio.to_thread(_prepare, self.layout, record.id, layers, _entry_point(asked))
         rules = self.handlers.for_pod(asked.pod.handler)
         decision = dispatch.decide(
             self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, files.entry)
@@ -174,7 +175,7 @@ class CreateContainer:
             config=asked.config,
             process=process,
             image=asked.image,
-            rootfs=files.path,
+            rootfs=root,
             bundle=self.layout.bundle(record.id),
             log_path=Path(asked.log_path) if asked.log_path else None,
             stop_signal=asked.stop_signal,
@@ -198,12 +199,12 @@ class CreateContainer:
             raise FailedPrecondition(msg)
         await self.store.containers.update(container_id, lambda old: msgspec.structs.replace(old, committed=True))
 
-    def _layer_path(self, key: Digest) -> Path:
+    def _layer(self, key: Digest) -> LayerRecord:
         layer = self.store.layers.get(key)
         if layer is None:
             msg = f"layer {key} of the image is not on this node"
             raise FailedPrecondition(msg, hint="remove the image and pull it again")
-        return self.layout.layer(layer.number)
+        return layer
 
     def _target_pid(self, asked: _Asked) -> int:
         """The process whose PID namespace is joined (NamespaceMode TARGET)."""
@@ -226,6 +227,17 @@ class CreateContainer:
         # so does the removal of the pod.
         if not undo.failures:
             await self.store.containers.delete(container_id)
+
+
+def _prepare(
+    layout: Layout, container_id: ContainerId, layers: Sequence[LayerRecord], entry: EntryPoint
+) -> tuple[Path | None, RootfsFacts]:
+    """Bundle, mounted root file system and what is read from it, in one go. A Wasm artifact has no files."""
+    layout.bundle(container_id).mkdir(mode=0o700)
+    if not layers:
+        return None, RootfsFacts(UserDatabase(), EntryKind.MISSING)
+    path = rootfs.prepare(layout, container_id, layers)
+    return path, rootfs.read_facts(path, entry)
 
 
 def _entry_point(asked: _Asked) -> EntryPoint:

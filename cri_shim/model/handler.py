@@ -130,6 +130,10 @@ class Handler(Protocol):
     kind: Kind
     features: Features
 
+    async def probe(self) -> None:
+        """Ask the node for what `features` says; called once, while the daemon starts."""
+        ...
+
     async def create(self, plan: ContainerPlan) -> None:
         """Make the container, ready to start; nothing of the user's has run. On error nothing is left."""
         ...
