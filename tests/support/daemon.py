@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -196,8 +197,14 @@ class Daemon:
             return "(no log)"
 
     def traces(self) -> leftovers.Traces:
-        """The processes, mounts and cgroups that are this daemon's now."""
-        return leftovers.traces_of(self.base, self.cgroup_parent)
+        """The processes, mounts and cgroups that are this daemon's now.
+
+        Without the mounts that outlive it on purpose: the state directory, shared, and the pins of mount namespaces.
+        """
+        found = leftovers.traces_of(self.base, self.cgroup_parent)
+        pins = self.state / "mntns"
+        lasting = {point for point in found.mounts if point == str(self.state) or Path(point).is_relative_to(pins)}
+        return replace(found, mounts=found.mounts - lasting)
 
     def close(self) -> None:
         """Removes every pod, ends the daemon and raises DaemonError if anything of it is left."""
