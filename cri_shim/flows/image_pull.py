@@ -125,10 +125,9 @@ class PullImage:
         if job.ref.digest is None:
             return None
         for record in self.images.values():
-            is_it = (
-                job.ref.digest in {record.manifest, record.index} or job.ref.at(job.ref.digest) in record.repo_digests
-            )
-            if is_it and job.wants_wasm in {None, record.wasm is not None or record.platform.is_wasm}:
+            known_as = {record.manifest, record.index, *(name.rpartition("@")[2] for name in record.repo_digests)}
+            is_wasm = record.wasm is not None or record.platform.is_wasm
+            if job.ref.digest in known_as and job.wants_wasm in {None, is_wasm}:
                 return record
         return None
 
