@@ -187,6 +187,7 @@ def container_config(
     name: str = "main",
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
     pid: pb.NamespaceMode.ValueType = pb.CONTAINER,
 ) -> pb.ContainerConfig:
     """A container as the kubelet describes one, logging to `<name>/0.log` below the pod's log directory.
@@ -200,7 +201,7 @@ def container_config(
         args=args,
         envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
         log_path=f"{name}/0.log",
-        labels={"io.kubernetes.container.name": name},
+        labels={"io.kubernetes.container.name": name, **(labels or {})},
         linux=pb.LinuxContainerConfig(
             security_context=pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pid))
         ),

@@ -105,6 +105,15 @@ def remove_cgroup(parent: str) -> None:
             directory.rmdir()
 
 
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 when it is gone or has only to be reaped."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
 def mount_points() -> list[str]:
     """The mount points of our mount namespace, in the order of mounting."""
     lines = (PROC / "self/mountinfo").read_text().splitlines()
@@ -162,12 +171,13 @@ def _processes() -> Iterator[Process]:
             continue
         # A process may go, or be somebody else's, at any of these reads.
         with contextlib.suppress(OSError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if fields[0] in "ZX":
+            pid = int(entry.name)
+            since = started(pid)
+            if not since:
                 continue
             yield Process(
-                pid=int(entry.name),
-                started=int(fields[19]),
+                pid=pid,
+                started=since,
                 cmdline=_text(entry / "cmdline").replace("\0", " ").strip(),
                 environ=_text(entry / "environ"),
                 cgroups=_text(entry / "cgroup"),
