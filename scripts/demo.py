@@ -137,7 +137,7 @@ def tour(base: Path, *, keep: bool) -> None:
             for pod in seen:
                 cri.stop_pod(pod.pod)
                 cri.remove_pod(pod.pod)
-        print(f"\n{len(seen)} pods removed; ending the daemon and the registry")
+        print("\npods removed; ending the daemon and the registry")
     print("done; nothing is left")
 
 

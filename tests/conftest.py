@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import leftovers
+from tests.support import images, leftovers
 from tests.support.cri import Cri
 from tests.support.daemon import Daemon
 
@@ -62,10 +62,32 @@ def short_directory(run_name: str) -> Iterator[Path]:
     leftovers.remove_cgroup(f"/{leftovers.CGROUP_PREFIX}{run_name}")
 
 
+@pytest.fixture(scope="session")
+def registry(short_directory: Path) -> Iterator[images.Registry]:
+    """A real registry on loopback, filled by whoever needs an image."""
+    with images.registry(short_directory / "registry") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def busybox(registry: images.Registry) -> str:
+    """The reference of an image with a shell and the usual programs."""
+    return registry.push_busybox("test/busybox:1")
+
+
+@pytest.fixture(scope="session")
+def wasm_hello(registry: images.Registry) -> str:
+    """The reference of a Wasm artifact that prints one line and ends."""
+    return registry.push_wasm("test/hello:1")
+
+
 @pytest.fixture
 def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[MakeDaemon]:
     daemons = request.node.stash.setdefault(_daemons, [])
     closing = ExitStack()
+
+    if os.geteuid() == 0 and PRIVATE_NAMESPACE not in os.environ:
+        pytest.skip("a daemon with root mounts and links: run scripts/test")
 
     def make(settings: Mapping[str, object] | None = None, *, shared_root: bool = False) -> Daemon:
         number = next(_numbers)

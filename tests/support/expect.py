@@ -1,8 +1,9 @@
-"""What a test expects of a call that must fail. Not for tools: it needs pytest."""
+"""What a test expects: of a call that must fail, of a state that comes in a moment. Not for tools: it needs pytest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -19,3 +20,11 @@ def refused(code: grpc.StatusCode, words: str = "") -> Iterator[None]:
     found, message = fault(caught.value)
     assert found is code, f"{found}: {message}"
     assert words in message
+
+
+def eventually(condition: Callable[[], bool], within: float = 10) -> None:
+    """Waits until `condition` holds; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {within} s"
+        time.sleep(0.02)
