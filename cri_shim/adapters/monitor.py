@@ -30,7 +30,9 @@ LOG_MODE: Final = 0o640
 _CREATE_SECONDS: Final = 100.0
 _GONE_SECONDS: Final = 10.0
 _REOPEN_SECONDS: Final = 3.0
-_POLL: Final = 0.002
+_EXECUTE_SECONDS: Final = 0.1
+_POLL: Final = 0.001
+_TAIL: Final = 1024
 _SYNC_LINE: Final = 1 << 16
 _OOM_STATUS: Final = 137
 _LOST_MESSAGE: Final = "the container's monitor process is gone and left no exit status"
@@ -99,12 +101,17 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A created container with its monitor. `started` (of the first process) tells a reused pid apart."""
+    """A created container with its monitor.
+
+    `started` (of the first process) tells a reused pid apart, `waiting` is its command line until it executes the
+    container's program; empty for an adopted one.
+    """
 
     launch: Launch
     child: process.Child
     pid: int
     started: int
+    waiting: bytes = b""
 
 
 class Monitors:
@@ -158,7 +165,21 @@ class Monitors:
             case conmon.Failed(message):
                 raise await self._runtime.create_error(message, launch.files.runtime_log, command)
             case conmon.Created(pid):
-                return Supervised(launch, launched.child.watched(), pid, process.process_start_time(pid) or 0)
+                started = process.process_start_time(pid) or 0
+                return Supervised(launch, launched.child.watched(), pid, started, _command_line(pid))
+
+    async def executed(self, supervised: Supervised) -> bool:
+        """Whether the first process is seen to run its program: the runtime's `start` returns a moment before.
+
+        False when it is gone already: after a short life, or because the kernel refused to execute the program.
+        """
+        deadline = time.monotonic() + _EXECUTE_SECONDS
+        while time.monotonic() < deadline:
+            command = _command_line(supervised.pid)
+            if command != supervised.waiting:
+                return bool(command)
+            await asyncio.sleep(_POLL)
+        return True
 
     async def ended(self, supervised: Supervised) -> Exit:
         """Wait for the container's end, and say how it was: state, reason and time in one value."""
@@ -213,6 +234,10 @@ class Monitors:
                 raise DeadlineExceeded(msg)
             time.sleep(_POLL)
         path.chmod(LOG_MODE)
+
+    def last_words(self, launch: Launch) -> str:
+        """The end of the container's log, where a runtime leaves what it could not tell its caller. Blocks."""
+        return _tail(launch.log_path) if launch.log_path is not None else ""
 
     def _exit_of(self, launch: Launch) -> Exit:
         files = launch.files
@@ -338,7 +363,15 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _command_line(pid: int) -> bytes:
+    """Empty for a process that has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def _tail(path: Path) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()[-500:].decode(errors="replace").strip()
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        return file.read(_TAIL).decode(errors="replace").strip()
     return ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,10 +88,17 @@ class OciRuntime:
         if done.returncode != 0:
             raise await self._error("cannot start the container", done, log, command)
 
+    async def is_running(self, container_id: ContainerId, log: Path) -> bool:
+        """Whether the container was started and has not ended; False for one that the runtime does not know."""
+        done = await self._call(log, "state", container_id)
+        return done.returncode == 0 and oci_state.parse_state(done.stdout) == "running"
+
     async def delete(self, container_id: ContainerId, log: Path) -> None:
         """Kill what runs, remove the runtime's state and the container's cgroup. Unknown = success."""
         if not await asyncio.to_thread((self.root / container_id).exists):
             return
+        if not await asyncio.to_thread(log.parent.exists):
+            log = Path(os.devnull)  # the bundle is gone already
         done = await self._call(log, "delete", "--force", container_id)
         if done.returncode != 0 and await asyncio.to_thread((self.root / container_id).exists):
             raise await self._error("cannot delete the container", done, log)

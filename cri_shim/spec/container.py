@@ -36,6 +36,17 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     }
 
 
+def clamped(plan: ContainerPlan, host: HostFacts) -> list[str]:
+    """What of the request by name the node cannot give, so that `build` gives less: one clause each."""
+    wanted = plan.config.linux.security_context
+    missing = security.added_capabilities(wanted) - host.capabilities
+    found = [f"capability {name}" for name in sorted(missing)]
+    asked = plan.config.linux.resources
+    if resources.oom_score_adj(asked, host) != asked.oom_score_adj:
+        found.append(f"oom_score_adj below {host.lowest_oom_score_adj}")
+    return found
+
+
 def exec_process(process: Json, args: tuple[str, ...]) -> Json:
     """The process of an exec: that of the container, with other arguments and no terminal (contract: ExecSync)."""
     return {**process, "args": list(args), "terminal": False}

@@ -53,6 +53,11 @@ def wanted_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset
     return (wanted | (added - {_ALL})) - dropped
 
 
+def added_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset[str]:
+    """The ones that the request adds by name; ALL and privileged mean "what there is"."""
+    return _names(security.capabilities.add_capabilities, "add_capabilities") - {_ALL}
+
+
 def capabilities(security: pb.LinuxContainerSecurityContext, host: HostFacts) -> Json:
     """`process.capabilities` (OCI runtime-spec, config). Clamped to the daemon's own set."""
     given = wanted_capabilities(security) & host.capabilities

@@ -6,12 +6,30 @@ is not of the form at all is an error or, in a log, skipped.
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal
+
+# What is wrong with the image or the request rather than with the node; runc and crun have their own words for each.
+_HINTS = (
+    (
+        re.compile(r"exec format error", re.IGNORECASE),
+        "{program} is for another CPU, or no program at all; a Wasm module needs a RuntimeClass of a Wasm handler",
+    ),
+    (
+        re.compile(r"executable file .*not found|exec: .*no such file or directory", re.IGNORECASE),
+        "the image has no {program}; check command, args and PATH",
+    ),
+    (
+        re.compile(r"(exec: |open executable: ).*(permission denied|not permitted)", re.IGNORECASE),
+        "{program} must be a file that the container's user may execute",
+    ),
+)
 
 _ERROR_LEVELS = frozenset({"error", "fatal", "panic"})
 
@@ -82,6 +100,21 @@ def parse_features(document: bytes) -> RuntimeFeatures:
     )
 
 
+class _State(msgspec.Struct):
+    """OCI runtime-spec, runtime, state."""
+
+    status: str
+
+
+def parse_state(document: bytes) -> str:
+    """The `status` in the output of `state`: creating, created, running, stopped. Internal when it is not that."""
+    try:
+        return msgspec.json.decode(document, type=_State).status
+    except msgspec.DecodeError as error:
+        msg = f"the runtime's state cannot be read: {error}"
+        raise Internal(msg) from error
+
+
 class _LogLine(msgspec.Struct):
     level: str = ""
     msg: str = ""
@@ -99,20 +132,24 @@ def last_error(log: bytes) -> str:
     return ""
 
 
+_EXECUTE = re.compile(r"exec (?:container process `)?(?P<program>[^`:]+)`?: (?P<why>[^\"\n]+)")
+
+
+def execute_error(last_words: str, program: str) -> str:
+    """What a runtime's init wrote when the kernel refused to execute `program`; empty when it wrote nothing of it.
+
+    It happens after `start` has returned, so that runc and crun tell it on the container's own stderr.
+    """
+    last_line = last_words.rpartition("\n")[2]
+    found = _EXECUTE.search(last_line)
+    if found is None or posixpath.basename(found["program"]) != posixpath.basename(program):
+        return ""
+    return found[0]
+
+
 def runtime_error(what: str, said: str, args: Sequence[str] = ()) -> CriShimError:
     """The error for a failed call: what the runtime said, and a hint where the cause is known."""
     program = args[0] if args else "the command"
     text = f"{what}: {said or 'the runtime failed without a word'}"
-    lowered = said.lower()
-    if "exec format error" in lowered:
-        hint = (
-            f"{program} is for another CPU, or no program at all; a Wasm module needs a RuntimeClass of a Wasm handler"
-        )
-        return FailedPrecondition(text, hint=hint)
-    if "executable file" in lowered and "not found" in lowered:
-        return FailedPrecondition(text, hint=f"the image has no {program} on its PATH; check command and args")
-    if "no such file or directory" in lowered and program in said:
-        return FailedPrecondition(text, hint=f"the image has no {program}; check command and args")
-    if "permission denied" in lowered and program in said:
-        return FailedPrecondition(text, hint=f"{program} must be executable for the container's user")
-    return Internal(text)
+    hint = next((hint for cause, hint in _HINTS if cause.search(said)), "")
+    return FailedPrecondition(text, hint=hint.format(program=program)) if hint else Internal(text)

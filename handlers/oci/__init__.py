@@ -36,7 +36,7 @@ class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What a pod may set, and what is passed on to the runtime: names or globs."""
     container_handlers: tuple[str, ...] = ()
     """Handlers that a container of such a pod may ask for by annotation."""
-    wasm: Literal["executor", "native", "off"] = "executor"
+    wasm: Literal["executor", "native", "off"] = "off"
     """Who runs a Wasm image: the first handler of kind wasmtime, the runtime's own engine, nobody."""
 
 

@@ -14,6 +14,7 @@ import signal as signals
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -23,13 +24,19 @@ from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervi
 from cri_shim.adapters.oci_runtime import Enter, OciRuntime, Streams
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import pidfd, process
+from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
 from cri_shim.model.errors import FailedPrecondition, NotFound
 from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, Kind, Started
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.spec import container as spec
 from cri_shim.spec.facts import HostFacts
+from cri_shim.wire.oci_state import execute_error, runtime_error
 from handlers.oci import facts
+
+log = get_logger()
+
+_SOON_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -57,6 +64,7 @@ class OciHandler:
         self._context = context
         self._containers: dict[ContainerId, _Container] = {}
         self._host: HostFacts | None = None
+        self._clamped: set[str] = set()
 
     async def probe(self) -> None:
         """Ask the runtime what it is able to do, for `features`; the first `create` does it too."""
@@ -84,6 +92,8 @@ class OciHandler:
         files = container.supervised.launch.files
         try:
             await self._runtime.start(container_id, files.runtime_log, container.command)
+            if not await self._monitors.executed(container.supervised):
+                await self._raise_if_not_executed(container)
         except BaseException:
             await asyncio.to_thread(self._kill_all, container.supervised.launch)
             raise
@@ -135,15 +145,18 @@ class OciHandler:
         launch = self._known(container_id).supervised.launch
         await asyncio.to_thread(self._monitors.reopen_log, launch)
 
-    async def adopt(self, record: ContainerRecord, plan: ContainerPlan) -> Exit | None:
+    async def adopt(self, record: ContainerRecord, plan: ContainerPlan) -> Exit | Started | None:
         """Take over a container of an earlier daemon; see `Handler`."""
         launch = _launch_of(plan)
         found = await self._monitors.adopt(launch)
         if isinstance(found, Exit):
             return found
         await asyncio.to_thread(self._kill_execs, launch)
-        self._watch(_Container(found, plan.process.args, started_at=record.started_at))
-        return None
+        container = _Container(found, plan.process.args, started_at=record.started_at)
+        if not record.started_at and await self._runtime.is_running(plan.id, launch.files.runtime_log):
+            container.started_at = time.time_ns()
+        self._watch(container)
+        return Started(found.pid, container.started_at) if container.started_at != record.started_at else None
 
     def info(self, container_id: ContainerId) -> Mapping[str, object]:
         """See `Handler`."""
@@ -183,12 +196,30 @@ class OciHandler:
             self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
         found = facts.container_facts(plan.config)
         document = spec.build(plan, self._host, found)
+        self._say_what_was_clamped(plan)
         launch.files.config.write_bytes(msgspec.json.encode(document))
         return self._monitors.launch(launch, enter)
+
+    def _say_what_was_clamped(self, plan: ContainerPlan) -> None:
+        """Once for each thing: a node that runs with less rights does so for all its containers."""
+        assert self._host is not None  # noqa: S101  `create` has probed
+        for thing in spec.clamped(plan, self._host):
+            if thing not in self._clamped:
+                self._clamped.add(thing)
+                log.warning("given less than asked: the daemon itself may not do more", handler=self.name, what=thing)
 
     def _watch(self, container: _Container) -> None:
         self._containers[container.supervised.launch.container_id] = container
         container.watch = asyncio.get_running_loop().create_task(self._until_exit(container))
+
+    async def _raise_if_not_executed(self, container: _Container) -> None:
+        """The first process is gone: raise if it never was the container's program."""
+        if container.watch is not None:
+            await asyncio.wait([container.watch], timeout=_SOON_SECONDS)
+        words = await asyncio.to_thread(self._monitors.last_words, container.supervised.launch)
+        said = execute_error(words, container.command[0] if container.command else "")
+        if said and container.exit is not None and container.exit.code != 0:
+            raise runtime_error("cannot start the container", said, container.command)
 
     async def _until_exit(self, container: _Container) -> None:
         container.exit = await self._monitors.ended(container.supervised)
