@@ -100,7 +100,7 @@ class _Output:
 
 
 class LogPump:
-    """The thread starts with the first container. `attach` and `close` may be called from any thread."""
+    """All methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._outputs: dict[int, _Output] = {}
@@ -110,12 +110,26 @@ class LogPump:
         self._thread: threading.Thread | None = None
         self._last = 0
 
+    def start(self) -> select.epoll:
+        """Start the thread unless it runs; returns what it waits on. `attach` does it too.
+
+        The thread takes its weight from the one that calls: from the event loop's, not from a container's.
+        """
+        with self._starting:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+                self._epoll.register(self._wake, select.EPOLLIN)
+                self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="log-pump", daemon=True)
+                self._thread.start()
+            return self._epoll
+
     def attach(self, log: LogFile, outputs: Mapping[Stream, int], drained: Callable[[], None]) -> None:
         """Take over the read ends of pipes, until each is at its end.
 
         Then the log is closed and `drained` is called, in the pump's thread: it must not block.
         """
-        epoll = self._started()
+        epoll = self.start()
         container = _Container(log, drained, len(outputs))
         for stream, fd in outputs.items():
             self._outputs[fd] = _Output(container, stream)
@@ -130,16 +144,6 @@ class LogPump:
         self._epoll.close()
         os.close(self._wake)
         self._thread = self._epoll = None
-
-    def _started(self) -> select.epoll:
-        with self._starting:
-            if self._epoll is None:
-                self._epoll = select.epoll()
-                self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-                self._epoll.register(self._wake, select.EPOLLIN)
-                self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="log-pump", daemon=True)
-                self._thread.start()
-            return self._epoll
 
     def _run(self, epoll: select.epoll) -> None:
         while True:

@@ -208,3 +208,14 @@ def test_no_container_no_thread() -> None:
     pump = LogPump()
     assert threading.active_count() == before
     pump.close()
+
+
+def test_closed_twice_and_started_again(tmp_path: Path) -> None:
+    pump = LogPump()
+    for name in ("first", "second"):
+        writer = Writer(pump, tmp_path / name)
+        os.write(writer.out, b"here\n")
+        writer.end()
+        pump.close()
+        pump.close()
+        assert contents(tmp_path / name) == [("stdout", "F", "here")]

@@ -1,0 +1,47 @@
+"""The compiler: a task for a child of the zygote. Never called in the daemon.
+
+Invariant: what appears at the target is whole, and was made from the bytes of the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cri_shim.kernel.fs import atomic_write
+
+_NICE = 10
+
+
+def compile_module(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, int]:
+    """Compile the module in `fds[0]`. Arguments: `digest`, `target`, `memory` (bytes), `seconds` (of CPU).
+
+    Returns the size of the file at `target`. ValueError: other bytes than the digest's; wasmtime.WasmtimeError: no
+    valid module, or one that needs what the engine does not offer.
+    """
+    os.nice(_NICE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (arguments["memory"], arguments["memory"]))
+    resource.setrlimit(resource.RLIMIT_CPU, (arguments["seconds"], arguments["seconds"]))
+    with os.fdopen(fds[0], "rb") as file:
+        code = file.read()
+    if f"sha256:{hashlib.sha256(code).hexdigest()}" != arguments["digest"]:
+        msg = f"the module has changed since it was looked at: it is not {arguments['digest']}"
+        raise ValueError(msg)
+    return {"size": write_compiled(code, Path(arguments["target"]))}
+
+
+def write_compiled(code: bytes, target: Path) -> int:
+    """Compile `code` to a file that only the daemon's user can read or change; its size in bytes."""
+    import wasmtime  # noqa: PLC0415  after the limits are set
+
+    from handlers.wasmtime.engine import new_engine  # noqa: PLC0415  likewise
+
+    compiled = bytes(wasmtime.Module(new_engine(), code).serialize())
+    # Native code that was cut short by a power cut would be run: it has to be on disk before its name is.
+    atomic_write(target, compiled, 0o600, sync=True)
+    return len(compiled)

@@ -1,0 +1,240 @@
+"""One run of one module: a thread, an engine of its own, and how it is stopped.
+
+    start() ─▶ prepare ──failed──▶ told.failed
+                  └──▶ told.started ─▶ run ─▶ close the store ─▶ pipes drained ─▶ told.ended
+
+Not a container: the handler keeps that. Invariant: after `told.started`, `told.ended` follows exactly once, when the
+guest's last byte is in the log. What ended it is read from this object, never from an exception.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import wasmtime
+
+from cri_shim.adapters.log_pump import LogPump
+from cri_shim.model.container import Exit, Reason
+from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, ResourceExhausted
+from cri_shim.model.ids import ContainerId
+from handlers.wasmtime.ending import Ending, exit_from
+from handlers.wasmtime.engine import new_engine
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
+from handlers.wasmtime.hooks import hooked
+from handlers.wasmtime.output import Output
+from handlers.wasmtime.wasi import wasi_config
+
+_STACK: Final = 2 << 20
+"""Bytes: the engine's limit for Wasm frames, and as much again for the calls into the host that they end in."""
+_INITIALIZE: Final = "_initialize"
+_PAGE: Final = 64 * 1024
+_ABOVE_LIMIT: Final = "exceeds memory limits"
+"""The engine's words when a module asks for more memory from the start than the store's limit."""
+_TABLES: Final = 4
+_TABLE_ELEMENTS: Final = 10_000_000
+_FEW_ELEMENTS: Final = 10_000
+
+_stack_size_lock = threading.Lock()
+
+
+class Told(Protocol):
+    """Where news go. Called in other threads than the event loop's, and must not block."""
+
+    def started(self, at: int) -> None:
+        """The module is linked and about to run. Unix time, ns."""
+        ...
+
+    def failed(self, error: CriShimError) -> None:
+        """It could not be started."""
+        ...
+
+    def ended(self, ended: Exit) -> None:
+        """It has ended and its output is in the log."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Linked:
+    """A module that can run. `initialize`: it is a library, to be initialised before a function is called."""
+
+    store: wasmtime.Store
+    module: wasmtime.InstancePre
+    output: Output
+    initialize: bool
+
+
+class Guest:
+    """`start` and `stop` may be called from any thread; the rest is for the guest's own thread and its hooks."""
+
+    def __init__(self, container_id: ContainerId, spec: GuestSpec, compiled: Path, pump: LogPump, told: Told) -> None:
+        self._id = container_id
+        self._spec = spec
+        self._compiled = compiled
+        self._pump = pump
+        self._told = told
+        self._engine = new_engine()
+        self._stopping = threading.Event()
+        self._signal: int | None = None
+        self._code: int | None = None
+        self._defect = ""
+        self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
+        self.output: Output | None = None
+        self.clock_base = 0
+
+    def start(self) -> None:
+        """Start the thread. ResourceExhausted when there can be no more threads."""
+        with _stack_size_lock:
+            before = threading.stack_size(_STACK)
+            try:
+                # Not threading.Thread: its start waits until the thread runs, which a busy machine makes long.
+                _thread.start_new_thread(self._run, ())
+            except RuntimeError:
+                msg = "cannot start a thread for the Wasm module"
+                raise ResourceExhausted(msg, hint="raise TasksMax of the service, or run fewer containers") from None
+            finally:
+                threading.stack_size(before)
+
+    def stop(self, signal: int) -> None:
+        """End the guest, whatever it does. The first signal counts. Ended already is success."""
+        if self._signal is None:
+            self._signal = signal
+        self._stopping.set()
+        # After the flag, which `_execute` reads after it has set the deadline: one of the two always sees the other.
+        self._engine.increment_epoch()
+
+    def leave(self, code: int) -> None:
+        """`HookedGuest`."""
+        self._code = code
+
+    def sleep(self, seconds: float) -> bool:
+        """`HookedGuest`."""
+        return self._stopping.wait(seconds) if seconds > 0 else self._stopping.is_set()
+
+    def fail(self, error: Exception) -> None:
+        """`HookedGuest`."""
+        self._defect = f"internal error in a host function: {type(error).__name__}: {error}"
+
+    def _run(self) -> None:
+        with ExitStack() as resources:
+            try:
+                linked = self._link(resources)
+            except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
+                self._told.failed(self._start_error(error).with_traceback(None))
+                return
+            self._told.started(time.time_ns())
+            ending = self._execute(linked)
+            self._exit = exit_from(ending, time.time_ns())
+            linked.store.close()  # and with it the engine's ends of the pipes
+            if ending.trap and ending.signal is None:
+                linked.output.say(ending.trap)
+
+    def _drained(self) -> None:
+        self._told.ended(self._exit)
+
+    def _link(self, resources: ExitStack) -> _Linked:
+        """All that can fail for reasons that are not the module's own doing at run time."""
+        _become_gentle(self._spec, self._id)
+        module = wasmtime.Module.deserialize_file(self._engine, str(self._compiled))
+        linker = wasmtime.Linker(self._engine)
+        linker.allow_shadowing = True
+        linker.define_wasi()
+        resources.enter_context(hooked(self, linker))
+        linked = linker.instantiate_pre(module)
+        initialize = self._check_exports(module)
+        store = wasmtime.Store(self._engine)
+        self._set_limits(store)
+        output = Output(self._spec.log_path)
+        resources.callback(output.close)
+        self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
+        store.set_wasi(wasi_config(self._spec, output))
+        output.hand_over(self._pump, self._drained)  # last: from here on the pump tells the end
+        self.output = output
+        return _Linked(store, linked, output, initialize)
+
+    def _check_exports(self, module: wasmtime.Module) -> bool:
+        """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
+        wanted = self._spec.entry.function
+        functions = {export.name: export.type for export in module.exports}
+        signature = functions.get(wanted)
+        if not isinstance(signature, wasmtime.FuncType):
+            msg = f"the module exports no function {wanted!r}"
+            raise FailedPrecondition(msg, hint="command[0] may name another one, as in module.wasm#function")
+        if signature.params:
+            msg = f"the module's function {wanted!r} takes parameters, which a container has none of"
+            raise FailedPrecondition(msg)
+        return wanted != DEFAULT_FUNCTION and isinstance(functions.get(_INITIALIZE), wasmtime.FuncType)
+
+    def _set_limits(self, store: wasmtime.Store) -> None:
+        limit = self._spec.memory_limit
+        store.set_limits(
+            memory_size=limit or -1,
+            table_elements=max(_FEW_ELEMENTS, limit // 128) if limit else _TABLE_ELEMENTS,
+            instances=1,
+            tables=_TABLES,
+            memories=1,
+        )
+
+    def _execute(self, linked: _Linked) -> Ending:
+        """Run to the end, which is told by this object's fields; the exception has only the engine's words."""
+        store, memory, trap = linked.store, None, ""
+        store.set_epoch_deadline(1)
+        if self._stopping.is_set():
+            return Ending(signal=self._signal)
+        try:
+            exports = linked.module.instantiate(store).exports(store)
+            memory = exports.get("memory")
+            if linked.initialize:
+                _call(store, exports[_INITIALIZE])
+            _call(store, exports[self._spec.entry.function])
+        except Exception as error:  # noqa: BLE001  a container ends, whatever ended it
+            trap = self._defect or str(error).strip() or type(error).__name__
+            error.with_traceback(None)  # its frames hold it, and with it the module until a collection
+        if self._code is not None:
+            return Ending(code=self._code, out_of_memory=bool(self._code) and self._is_full(store, memory))
+        if not trap:
+            return Ending()
+        return Ending(
+            signal=self._signal, trap=trap, out_of_memory=_ABOVE_LIMIT in trap or self._is_full(store, memory)
+        )
+
+    def _is_full(self, store: wasmtime.Store, memory: object) -> bool:
+        """Whether the memory is so near its limit that the guest could not grow it by much.
+
+        The engine does not say that it refused to grow; an allocator asks for some pages more at a time.
+        """
+        limit = self._spec.memory_limit
+        return (
+            bool(limit) and isinstance(memory, wasmtime.Memory) and memory.data_len(store) > limit - limit // 8 - _PAGE
+        )
+
+    def _start_error(self, error: Exception) -> CriShimError:
+        if isinstance(error, CriShimError):
+            return error
+        if isinstance(error, OSError):
+            return FailedPrecondition(f"cannot start the Wasm module: {error}")
+        if isinstance(error, wasmtime.WasmtimeError):
+            return FailedPrecondition(f"the module cannot be linked: {' '.join(str(error).split())}")
+        return Internal(f"cannot start the Wasm module: {type(error).__name__}: {error}")
+
+
+def _call(store: wasmtime.Store, function: object) -> None:
+    if isinstance(function, wasmtime.Func):  # `_check_exports` has seen it
+        function(store)
+
+
+def _become_gentle(spec: GuestSpec, container_id: ContainerId) -> None:
+    """Name the calling thread, and give way to the daemon: on Linux all of this is per thread."""
+    with contextlib.suppress(OSError):
+        Path("/proc/thread-self/comm").write_text(f"wasm-{container_id[:10]}", encoding="ascii")
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    os.nice(spec.nice)
+    if spec.cpus:
+        os.sched_setaffinity(0, spec.cpus)

@@ -1,0 +1,122 @@
+"""What a guest gets: a `GuestSpec`, made from the plan of a container. Values and decisions, no effects.
+
+Not the engine's types. Invariant: it is complete. The handler keeps it on disk, so that a later daemon can start a
+container that this one has created.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from cri_shim.model.errors import InvalidArgument, Unimplemented
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.model.ids import Digest
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.security import wanted_capabilities
+
+DEFAULT_FUNCTION: Final = "_start"
+_GENTLEST, _KEENEST = 19, 5
+"""Nice values of guests: never the weight of the daemon's own threads, which are at 0."""
+_SHARES: Final = 1024
+"""CPU shares of a thread at nice 0 (kernel, sched/core.c: sched_prio_to_weight; one nice level is a factor 1.25)."""
+
+
+class Preopen(msgspec.Struct, frozen=True):
+    """A directory of the host that the guest sees at `guest`. `host_backed`: it is not the container's own."""
+
+    host: str
+    guest: str
+    readonly: bool
+    host_backed: bool
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """The module's file and the function to call. The digest is that of the bytes, whatever the path says later."""
+
+    path: str
+    digest: Digest
+    function: str
+
+
+class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a start needs."""
+
+    entry: Entry
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    preopens: tuple[Preopen, ...]
+    memory_limit: int
+    """Bytes of linear memory; 0 = none but the engine's own."""
+    nice: int
+    cpus: tuple[int, ...]
+    """Empty = all."""
+    log_path: str
+    """Empty = output is discarded."""
+
+
+def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Preopen, ...]) -> GuestSpec:
+    """Map the plan. The request has passed `refuse`."""
+    resources = plan.config.linux.resources
+    return GuestSpec(
+        entry=entry,
+        argv=(argv0, *plan.process.args[1:]),
+        env=_environment(plan),
+        preopens=preopens,
+        memory_limit=max(0, resources.memory_limit_in_bytes or _of_pod(plan).memory_limit_in_bytes),
+        nice=nice_from_shares(resources.cpu_shares),
+        cpus=parse_cpus(resources.cpuset_cpus),
+        log_path=str(plan.log_path) if plan.log_path is not None else "",
+    )
+
+
+def _of_pod(plan: ContainerPlan) -> pb.LinuxContainerResources:
+    """In-process memory is not charged to the pod's cgroup, so the pod's limit has to hold here."""
+    return plan.pod.config.linux.resources
+
+
+def _environment(plan: ContainerPlan) -> tuple[tuple[str, str], ...]:
+    variables = {name: value for name, _, value in (item.partition("=") for item in plan.process.env)}
+    if plan.process.cwd not in {"", "/"}:
+        # WASI preview 1 has no working directory; Go's runtime takes it from here.
+        variables.setdefault("PWD", plan.process.cwd)
+    return tuple(variables.items())
+
+
+def nice_from_shares(shares: int) -> int:
+    """The nice value whose weight is nearest to these CPU shares, always gentler than the daemon. 0 = not said."""
+    level = math.log((shares or _SHARES) / _SHARES) / math.log(1.25) if shares >= 0 else 0.0
+    return min(_GENTLEST, max(_KEENEST, round(-level)))
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """A list of CPUs as in cpuset(7): `0-2,7`."""
+    cpus: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) > 1 << 16:
+            msg = f"linux.resources.cpuset_cpus: {text[:100]!r} is not a list of CPUs such as 0-2,7"
+            raise InvalidArgument(msg)
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return tuple(cpus)
+
+
+def refuse_foreign_files(plan: ContainerPlan, preopens: Sequence[Preopen], daemon_uid: int) -> None:
+    """A guest's file calls run with the daemon's identity: refuse when the container's own could do less.
+
+    Files that only the image brought, opened read-only, are everybody's.
+    """
+    uid = plan.process.user.uid
+    everything = uid == 0 and "DAC_OVERRIDE" in wanted_capabilities(plan.config.linux.security_context)
+    if everything if daemon_uid == 0 else uid in {0, daemon_uid}:
+        return
+    for preopen in preopens:
+        if preopen.host_backed or not preopen.readonly:
+            who = f"user {uid}" if uid else "root without DAC_OVERRIDE"
+            kind = "a mount" if preopen.host_backed else "a writable root file system"
+            msg = f"{preopen.guest} is {kind}, and a Wasm module in this daemon cannot access it as {who}"
+            hint = "isolation: process will; until then run it as root, or with no mounts and readonly_rootfs"
+            raise Unimplemented(msg, hint=hint)

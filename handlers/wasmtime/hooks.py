@@ -1,0 +1,176 @@
+"""Two WASI functions of our own in place of the engine's: what a guest waits in, and what it ends by.
+
+`poll_oneoff`, because nothing can interrupt the engine's own; `proc_exit`, because the engine's loses codes above 125.
+All others stay native: a call into Python costs 50 times as much.
+
+They are bound below the engine's Python classes, whose callbacks leave their exception in one variable of the process:
+with many guests at once, each would now and then get another one's. Invariant: what a hook decides is written on its
+own guest before it traps; nothing is read from the exception that comes out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import wasmtime
+from wasmtime import _ffi as ffi
+
+from handlers.wasmtime import poll
+
+_MODULE: Final = b"wasi_snapshot_preview1"
+_MEMORY: Final = b"memory"
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds; a longer sleep is several waits."""
+
+
+class HookedGuest(Protocol):
+    """What the hooks ask of a guest."""
+
+    clock_base: int
+    """`time.monotonic_ns()` at the zero of the guest's monotonic clock."""
+
+    def leave(self, code: int) -> None:
+        """The guest calls `proc_exit`."""
+        ...
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait; True as soon as the guest is to stop."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """A hook has a defect."""
+        ...
+
+
+_guests: dict[int, HookedGuest] = {}
+_numbers = itertools.count(1)
+
+
+class _Trapped(Exception):
+    """The guest ends here."""
+
+
+def _proc_exit(guest: HookedGuest, caller: Any, values: Any) -> None:
+    guest.leave(values[0].i32 & 0xFF)  # as of a process: exit(3) keeps the low byte
+    raise _Trapped
+
+
+def _poll_oneoff(guest: HookedGuest, caller: Any, values: Any) -> None:
+    subscriptions, events, count, stored = (values[index].i32 & 0xFFFFFFFF for index in range(4))
+    values[0].i32 = _poll(guest, _Memory(caller), (subscriptions, events, count, stored))
+
+
+def _poll(guest: HookedGuest, memory: _Memory, pointers: tuple[int, int, int, int]) -> int:
+    subscriptions, events, count, stored = pointers
+    if not 0 < count <= poll.MAX_SUBSCRIPTIONS:
+        return poll.Errno.INVAL
+    asked = memory.read(subscriptions, count * poll.SUBSCRIPTION_SIZE)
+    if asked is None:
+        return poll.Errno.FAULT
+    call = poll.parse_poll(asked, _now(guest))
+    if isinstance(call, poll.Errno):
+        return call
+    happened = _wait(guest, call)
+    size = (len(happened) // poll.EVENT_SIZE).to_bytes(4, "little")
+    done = memory.write(events, happened) and memory.write(stored, size)
+    return poll.Errno.SUCCESS if done else poll.Errno.FAULT
+
+
+def _wait(guest: HookedGuest, call: poll.Poll) -> bytes:
+    while True:
+        now = _now(guest)
+        happened = call.events(now)
+        seconds = 0.0 if happened else min(call.wait(now) / 1e9, _LONGEST_WAIT)
+        if guest.sleep(seconds):
+            raise _Trapped
+        if happened:
+            return happened
+
+
+def _now(guest: HookedGuest) -> poll.Now:
+    return poll.Now(time.time_ns(), time.monotonic_ns() - guest.clock_base)
+
+
+class _Memory:
+    """The memory of the calling module; every access is checked against its size."""
+
+    def __init__(self, caller: Any) -> None:
+        item: Any = ffi.wasmtime_extern_t()
+        self._address = self._size = 0
+        if ffi.wasmtime_caller_export_get(caller, _MEMORY, len(_MEMORY), ctypes.byref(item)) and (
+            item.kind == ffi.WASMTIME_EXTERN_MEMORY.value
+        ):
+            context = ffi.wasmtime_caller_context(caller)
+            memory = ctypes.byref(item.of.memory)
+            self._size = ffi.wasmtime_memory_data_size(context, memory)
+            if self._size:
+                self._address = ctypes.addressof(ffi.wasmtime_memory_data(context, memory).contents)
+
+    def read(self, at: int, size: int) -> bytes | None:
+        """A copy; None when it is not all inside the memory."""
+        return ctypes.string_at(self._address + at, size) if at + size <= self._size else None
+
+    def write(self, at: int, data: bytes) -> bool:
+        """Whether it fitted."""
+        if at + len(data) > self._size:
+            return False
+        ctypes.memmove(self._address + at, data, len(data))
+        return True
+
+
+def _callback(hook: Any) -> Any:
+    """A C function that runs `hook` for the guest whose number is its data, and traps when that raises."""
+
+    def call(number: int, caller: Any, values: Any, _count: int) -> int:
+        guest = _guests[number]
+        try:
+            hook(guest, caller, values)
+        except _Trapped:
+            return _trap()
+        except Exception as error:  # noqa: BLE001  C cannot take it; the guest ends and says so
+            guest.fail(error)
+            return _trap()
+        return 0
+
+    return ffi.wasmtime_func_unchecked_callback_t(call)
+
+
+def _trap() -> int:
+    trap = ffi.wasmtime_trap_new(b"ended", len(b"ended"))
+    return ctypes.cast(trap, ctypes.c_void_p).value or 0
+
+
+_NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+_HOOKS: Final = (
+    # Name, numbers of i32 parameters and results, implementation.
+    (b"proc_exit", 1, 0, _callback(_proc_exit)),
+    (b"poll_oneoff", 4, 1, _callback(_poll_oneoff)),
+)
+
+
+@contextmanager
+def hooked(guest: HookedGuest, linker: wasmtime.Linker) -> Iterator[None]:
+    """Shadow the engine's functions in `linker` by ours; they work inside the block."""
+    number = next(_numbers)
+    _guests[number] = guest
+    try:
+        for name, parameters, results, callback in _HOOKS:
+            # Of this engine: a type that another engine has seen aborts the process.
+            signature = wasmtime.FuncType(_i32s(parameters), _i32s(results))
+            error: Any = ffi.wasmtime_linker_define_func_unchecked(
+                linker.ptr(), _MODULE, len(_MODULE), name, len(name), signature.ptr(), callback, number, _NO_FINALIZER
+            )
+            if error:
+                raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do
+        yield
+    finally:
+        del _guests[number]
+
+
+def _i32s(count: int) -> list[wasmtime.ValType]:
+    return [wasmtime.ValType.i32() for _ in range(count)]

@@ -1,0 +1,109 @@
+"""Finding the module of a container: the blob of an artifact, or a file in the root file system.
+
+Not the compiler. All of it reads files: call it in a thread. Invariant: only the Wasm binary format is accepted, and
+never code that somebody else has compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cri_shim.kernel import fs
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.model.ids import Digest
+from cri_shim.model.layout import Layout
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry
+
+_MAGIC: Final = b"\0asm"
+_CORE_MODULE: Final = _MAGIC + b"\x01\0\0\0"
+_COMPONENT_LAYER: Final = b"\x01\0"
+"""Bytes 6 and 7 of a component (component model, Binary.md); those of a core module are zero."""
+
+
+def split_entry(word: str) -> tuple[str, str]:
+    """`path#function` → path and function; without a function it is `_start`."""
+    path, _, function = word.rpartition("#")
+    return (path, function) if path and function else (word, DEFAULT_FUNCTION)
+
+
+def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
+    """The module, and argv[0]."""
+    word, function = split_entry(plan.process.args[0])
+    if plan.image is not None and plan.image.wasm is not None:
+        digest = plan.image.wasm.digest
+        path = layout.blob(digest)
+        try:
+            head = _head(path)
+        except FileNotFoundError:
+            msg = f"the module {digest} of image {plan.image.id} is not on this node"
+            raise FailedPrecondition(msg, hint="remove the image and pull it again") from None
+    else:
+        path, head, digest = _from_rootfs(plan, word)
+    check_format(head, word)
+    return Entry(str(path), digest, function), word
+
+
+def check_format(head: bytes, name: str) -> None:
+    """Refuse all but a core module, by its first eight bytes."""
+    if head == _CORE_MODULE:
+        return
+    if head.startswith(_MAGIC) and head[6:8] == _COMPONENT_LAYER:
+        msg = f"{name} is a Wasm component (WASI 0.2), which this version cannot run"
+        raise Unimplemented(msg, hint="components need isolation: process; build for wasm32-wasip1 meanwhile")
+    if head.startswith(_MAGIC):
+        version = int.from_bytes(head[4:6], "little")
+        msg = f"{name} is of version {version} of the Wasm format, which this version cannot run"
+    elif head.lstrip().startswith((b"(", b";")):
+        msg = f"{name} is Wasm text"
+        raise InvalidArgument(msg, hint="convert it to the binary format, for example with wat2wasm")
+    elif head.startswith(b"\x7fELF"):
+        msg = f"{name} is native code; a module that was compiled elsewhere is never loaded"
+    else:
+        msg = f"{name} is not a Wasm module"
+    raise InvalidArgument(msg)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_CORE_MODULE))
+
+
+def _from_rootfs(plan: ContainerPlan, word: str) -> tuple[Path, bytes, Digest]:
+    if plan.rootfs is None:
+        msg = "the image has neither a Wasm module nor a root file system"
+        raise InvalidArgument(msg)
+    for candidate in _candidates(plan, word):
+        try:
+            handle = fs.open_in_root(plan.rootfs, candidate, os.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                return _read(handle)
+        finally:
+            os.close(handle)
+    msg = f"module {word!r} is not in the image"
+    raise NotFound(msg, hint="command[0] is a path in the image, or a name on PATH or in the working directory")
+
+
+def _candidates(plan: ContainerPlan, word: str) -> Iterator[str]:
+    if "/" not in word:
+        path = next((item.removeprefix("PATH=") for item in plan.process.env if item.startswith("PATH=")), "")
+        yield from (posixpath.join(directory, word) for directory in path.split(":") if directory)
+    yield posixpath.join(plan.process.cwd or "/", word)
+
+
+def _read(handle: int) -> tuple[Path, bytes, Digest]:
+    link = Path(f"/proc/thread-self/fd/{handle}")
+    with link.open("rb") as file:
+        head = file.read(len(_CORE_MODULE))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return link.readlink(), head, Digest(f"sha256:{digest}")

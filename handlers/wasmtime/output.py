@@ -1,0 +1,72 @@
+"""The two pipes between a guest and the log thread.
+
+Not the log. Invariant: a descriptor made here is closed exactly once, by `close` or by the log thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cri_shim.adapters.log_pump import LogFile, LogPump
+from cri_shim.model.errors import FailedPrecondition
+from cri_shim.wire.crilog import Stream
+
+
+class Output:
+    """Standard output and standard error of one guest."""
+
+    def __init__(self, log_path: str) -> None:
+        """FailedPrecondition when the log cannot be opened, OSError when the daemon is out of descriptors."""
+        try:
+            self.log = LogFile(Path(log_path) if log_path else None)
+        except OSError as error:
+            msg = f"cannot open the container's log {log_path}: {error.strerror}"
+            raise FailedPrecondition(msg) from error
+        self._open: list[int] = []
+        try:
+            self._stdout, self._stderr = self._pipe(), self._pipe()
+        except BaseException:
+            self.close()
+            raise
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe2(os.O_CLOEXEC)
+        self._open.extend(ends)
+        return ends
+
+    @property
+    def stdout_path(self) -> str:
+        """A file name for the write end: the engine opens names only."""
+        return f"/proc/self/fd/{self._stdout[1]}"
+
+    @property
+    def stderr_path(self) -> str:
+        """Likewise."""
+        return f"/proc/self/fd/{self._stderr[1]}"
+
+    def hand_over(self, pump: LogPump, drained: Callable[[], None]) -> None:
+        """The engine has opened its own ends: the pump takes the log and the read ends, until the guest has ended."""
+        self._close(self._stdout[1])
+        reads = {Stream.STDOUT: self._stdout[0], Stream.STDERR: self._stderr[0]}
+        for fd in reads.values():
+            self._open.remove(fd)
+        pump.attach(self.log, reads, drained)
+
+    def say(self, text: str) -> None:
+        """A last word on standard error, from the engine."""
+        data = memoryview(text.encode(errors="replace") + b"\n")
+        while data:
+            data = data[os.write(self._stderr[1], data) :]
+
+    def close(self) -> None:
+        """Close what is still ours. The log thread sees the end when the engine has closed its ends too."""
+        if len(self._open) > 1:  # not handed over
+            self.log.close()
+        for fd in tuple(self._open):
+            self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        self._open.remove(fd)
+        os.close(fd)

@@ -1,0 +1,170 @@
+"""The directories that a guest sees, from the root file system and the mounts of its container.
+
+A directory is opened where it lies. WASI opens directories only, so a mount of a single file is bound into one: into a
+view of the root file system, or into a directory that holds nothing else. All of it blocks: call it in a thread.
+Invariant: every mount made here is below `work`, so that `dismantle` needs to know nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri_shim.kernel import fs, mounts
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.pb import api_pb2 as pb
+from handlers.wasmtime.guest_spec import Preopen
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    source: Path
+    readonly: bool
+
+
+def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preopen, ...]:
+    """Make what has to be made below `work` and say what to open. On error `dismantle(work)` undoes it."""
+    directories: dict[str, _Mount] = {}
+    files: dict[str, _Mount] = {}
+    for mount in plan.config.mounts:
+        target, found = _target(mount), _Mount(Path(mount.host_path), mount.readonly)
+        mode = _mode(found.source)
+        if stat.S_ISDIR(mode):
+            directories[target] = found
+        elif stat.S_ISREG(mode):
+            files[target] = found
+        else:
+            msg = f"mounts: host_path {mount.host_path} of {target} is neither a directory nor a file"
+            raise InvalidArgument(msg, hint="a Wasm module cannot use sockets, FIFOs or devices")
+    _refuse_nested(directories, files)
+    preopens = [
+        Preopen(str(mount.source), target, mount.readonly, host_backed=True) for target, mount in directories.items()
+    ]
+    if plan.rootfs is not None:
+        readonly = plan.config.linux.security_context.readonly_rootfs
+        root = _view(plan.rootfs, work / "root", files, readonly=readonly) if files else plan.rootfs
+        writable_file = any(not mount.readonly for mount in files.values())
+        # The view's own mounts keep the rest of a read-only root file system so.
+        preopens.append(Preopen(str(root), "/", readonly and not writable_file, host_backed=bool(files)))
+    elif files:
+        preopens += _file_directories(work / "files", files, may_mount=may_mount)
+    return tuple(preopens)
+
+
+def dismantle(work: Path) -> None:
+    """Undo `arrange`, done in part or by an earlier daemon. Gone is success."""
+    if work.exists():
+        mounts.unmount_tree(work.resolve())
+        fs.remove_tree(work)
+
+
+def _target(mount: pb.Mount) -> str:
+    target = posixpath.normpath(mount.container_path)
+    if target in {"/", "//"}:
+        msg = f"mounts: container_path {mount.container_path!r} is not a path below /"
+        raise InvalidArgument(msg)
+    return target
+
+
+def _mode(source: Path) -> int:
+    """The type of a mount's source. A missing one becomes a directory, as with the other CRI runtimes."""
+    try:
+        return source.stat().st_mode
+    except FileNotFoundError:
+        source.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return source.stat().st_mode
+    except OSError as error:
+        msg = f"mounts: host_path {source}: {error.strerror}"
+        raise FailedPrecondition(msg) from error
+
+
+def _refuse_nested(directories: Mapping[str, _Mount], files: Mapping[str, _Mount]) -> None:
+    for target in files:
+        for directory in directories:
+            if target.startswith(f"{directory}/"):
+                msg = f"mounts: {target}: a file inside the mount {directory} cannot be mounted for a Wasm container"
+                raise InvalidArgument(msg)
+
+
+def _view(rootfs: Path, view: Path, files: Mapping[str, _Mount], *, readonly: bool) -> Path:
+    """The root file system once more, with the files bound into it."""
+    places = {_mount_point(rootfs, target): mount for target, mount in files.items()}
+    view.mkdir(parents=True)
+    mounts.bind(rootfs, view, readonly=readonly)
+    for place, mount in places.items():
+        mounts.bind(mount.source, view / place, readonly=mount.readonly)
+    return view
+
+
+def _mount_point(rootfs: Path, target: str) -> Path:
+    """The file that `target` means inside `rootfs`, made when missing; relative to it, free of symlinks."""
+    try:
+        handle = fs.open_in_root(rootfs, target, os.O_PATH)
+    except FileNotFoundError:
+        parent = _directory(rootfs, posixpath.dirname(target))
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            handle = os.open(posixpath.basename(target), flags, 0o644, dir_fd=parent)
+        finally:
+            os.close(parent)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            msg = f"mounts: {target} in the image is not a file, but what is mounted there is one"
+            raise InvalidArgument(msg)
+        return Path(f"/proc/thread-self/fd/{handle}").readlink().relative_to(rootfs.resolve())
+    finally:
+        os.close(handle)
+
+
+def _directory(rootfs: Path, path: str) -> int:
+    """A descriptor of a directory inside `rootfs`; missing ones are made."""
+    flags = os.O_PATH | os.O_DIRECTORY
+    try:
+        return fs.open_in_root(rootfs, path, flags)
+    except FileNotFoundError:
+        parent = _directory(rootfs, posixpath.dirname(path))
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(posixpath.basename(path), 0o755, dir_fd=parent)
+        finally:
+            os.close(parent)
+    return fs.open_in_root(rootfs, path, flags)
+
+
+def _file_directories(base: Path, files: Mapping[str, _Mount], *, may_mount: bool) -> list[Preopen]:
+    """Without a root file system: one directory per parent, that holds the files and can hold nothing else."""
+    preopens = []
+    for number, parent in enumerate(sorted({posixpath.dirname(target) for target in files})):
+        place = base / str(number)
+        place.mkdir(parents=True)
+        here = {posixpath.basename(t): mount for t, mount in files.items() if posixpath.dirname(t) == parent}
+        if may_mount:
+            _bind_files(place, here)
+        else:
+            _copy_files(place, here)
+        readonly = all(mount.readonly for mount in here.values())
+        preopens.append(Preopen(str(place), parent, readonly, host_backed=True))
+    return preopens
+
+
+def _bind_files(place: Path, files: Mapping[str, _Mount]) -> None:
+    for name in files:
+        (place / name).touch()
+    mounts.bind(place, place, readonly=True)
+    for name, mount in files.items():
+        mounts.bind(mount.source, place / name, readonly=mount.readonly)
+
+
+def _copy_files(place: Path, files: Mapping[str, _Mount]) -> None:
+    for name, mount in files.items():
+        if not mount.readonly:
+            msg = f"mounts: {name}: mounting a single writable file needs root"
+            raise FailedPrecondition(msg, hint="mount its directory, or mount it read-only")
+        shutil.copyfile(mount.source, place / name)

@@ -1,0 +1,29 @@
+"""The engine's WASI configuration of a guest. Opens the directories and the output pipes."""
+
+from __future__ import annotations
+
+import wasmtime
+
+from cri_shim.model.errors import FailedPrecondition
+from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.output import Output
+
+
+def wasi_config(spec: GuestSpec, output: Output) -> wasmtime.WasiConfig:
+    """FailedPrecondition names what cannot be opened. Standard input is at its end from the start."""
+    config = wasmtime.WasiConfig()
+    settings = {
+        "argv": list(spec.argv),
+        "env": list(spec.env),
+        "stdout_file": output.stdout_path,
+        "stderr_file": output.stderr_path,
+    }
+    for name, value in settings.items():
+        setattr(config, name, value)
+    for preopen in spec.preopens:
+        try:
+            config.preopen_dir(preopen.host, preopen.guest, not preopen.readonly)
+        except wasmtime.WasmtimeError:
+            msg = f"mounts: cannot open the directory {preopen.host} as {preopen.guest}"
+            raise FailedPrecondition(msg) from None
+    return config

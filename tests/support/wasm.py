@@ -1,0 +1,266 @@
+"""Guests for tests, from Wasm text, assembled on the spot. WASI preview 1, no libraries.
+
+assemble(HELLO)      the binary
+GUESTS["hello"]      the text of each guest, by name
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+_WASI: Final = "wasi_snapshot_preview1"
+
+_IMPORTS: Final = {
+    "args_get": "(param i32 i32) (result i32)",
+    "args_sizes_get": "(param i32 i32) (result i32)",
+    "clock_time_get": "(param i32 i64 i32) (result i32)",
+    "environ_get": "(param i32 i32) (result i32)",
+    "environ_sizes_get": "(param i32 i32) (result i32)",
+    "fd_close": "(param i32) (result i32)",
+    "fd_read": "(param i32 i32 i32 i32) (result i32)",
+    "fd_write": "(param i32 i32 i32 i32) (result i32)",
+    "path_open": "(param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)",
+    "poll_oneoff": "(param i32 i32 i32 i32) (result i32)",
+    "proc_exit": "(param i32)",
+}
+
+# write(fd, address, length): one fd_write; the vector is at 0, the count at 8.
+_WRITE: Final = """
+  (func $write (param $fd i32) (param $at i32) (param $size i32)
+    (i32.store (i32.const 0) (local.get $at))
+    (i32.store (i32.const 4) (local.get $size))
+    (drop (call $fd_write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 8))))
+"""
+
+# sleep(ns): poll_oneoff with one relative timer of the monotonic clock; the subscription is at 64, the event at 128.
+_SLEEP: Final = """
+  (func $sleep (param $ns i64) (result i32)
+    (i64.store (i32.const 64) (i64.const 7))
+    (i32.store8 (i32.const 72) (i32.const 0))
+    (i32.store (i32.const 80) (i32.const 1))
+    (i64.store (i32.const 88) (local.get $ns))
+    (i64.store (i32.const 96) (i64.const 0))
+    (i32.store16 (i32.const 104) (i32.const 0))
+    (call $poll_oneoff (i32.const 64) (i32.const 128) (i32.const 1) (i32.const 192)))
+"""
+
+
+def _guest(imports: str, body: str, *, pages: str = "1", parts: str = "") -> str:
+    """A module with WASI functions by name and a memory."""
+    lines = [f'(import "{_WASI}" "{name}" (func ${name} {_IMPORTS[name]}))' for name in imports.split()]
+    return f'(module {" ".join(lines)} (memory (export "memory") {pages}) {parts} {body})'
+
+
+HELLO: Final = _guest(
+    "fd_write",
+    """(data (i32.const 1024) "hello from wasm\\n")
+    (func (export "_start") (call $write (i32.const 1) (i32.const 1024) (i32.const 16)))""",
+    parts=_WRITE,
+)
+"""Prints one line and returns."""
+
+# Strings are NUL-terminated one after the other: each NUL becomes a newline, and all is written at once.
+ECHO: Final = _guest(
+    "args_sizes_get args_get environ_sizes_get environ_get fd_write",
+    """(func $lines (param $at i32) (param $size i32) (local $end i32) (local $i i32)
+      (local.set $end (i32.add (local.get $at) (local.get $size)))
+      (local.set $i (local.get $at))
+      (loop $next (if (i32.lt_u (local.get $i) (local.get $end)) (then
+        (if (i32.eqz (i32.load8_u (local.get $i))) (then (i32.store8 (local.get $i) (i32.const 10))))
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br $next))))
+      (call $write (i32.const 1) (local.get $at) (local.get $size)))
+    (func (export "_start")
+      (drop (call $args_sizes_get (i32.const 16) (i32.const 20)))
+      (drop (call $args_get (i32.const 1024) (i32.const 8192)))
+      (call $lines (i32.const 8192) (i32.load (i32.const 20)))
+      (drop (call $environ_sizes_get (i32.const 16) (i32.const 20)))
+      (drop (call $environ_get (i32.const 1024) (i32.const 16384)))
+      (call $lines (i32.const 16384) (i32.load (i32.const 20))))""",
+    parts=_WRITE,
+)
+"""Prints each argument and each variable on a line of its own."""
+
+TRAP: Final = _guest("", '(func $deeper unreachable) (func (export "_start") (call $deeper))')
+SPIN: Final = _guest("", '(func (export "_start") (loop $forever (br $forever)))')
+SLEEP: Final = _guest(
+    "poll_oneoff fd_write",
+    """(data (i32.const 1024) "going to sleep\\n")
+    (func (export "_start")
+      (call $write (i32.const 1) (i32.const 1024) (i32.const 15))
+      (drop (call $sleep (i64.const 3600000000000))))""",
+    parts=_WRITE + _SLEEP,
+)
+"""Prints a line and sleeps for an hour."""
+
+RECURSE: Final = _guest(
+    "",
+    """(func $down (param $depth i64) (result i64)
+      (i64.add (call $down (i64.add (local.get $depth) (i64.const 1))) (local.get $depth)))
+    (func (export "_start") (drop (call $down (i64.const 0))))""",
+)
+"""Calls itself until the stack is used up."""
+
+HOG: Final = _guest(
+    "",
+    """(func (export "_start") (loop $more
+      (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+      unreachable)""",
+)
+"""Grows its memory page by page until it is refused, and aborts as an allocator would."""
+
+HUGE: Final = _guest("", '(func (export "_start"))', pages="512")
+"""Needs 32 MiB from the start."""
+
+STDERR: Final = _guest(
+    "fd_write",
+    """(data (i32.const 1024) "to stdout\\nto stderr\\nno newline")
+    (func (export "_start")
+      (call $write (i32.const 1) (i32.const 1024) (i32.const 10))
+      (call $write (i32.const 2) (i32.const 1034) (i32.const 10))
+      (call $write (i32.const 1) (i32.const 1044) (i32.const 10)))""",
+    parts=_WRITE,
+)
+
+CLOCK: Final = _guest(
+    "clock_time_get poll_oneoff proc_exit",
+    """(func $now (result i64)
+      (drop (call $clock_time_get (i32.const 1) (i64.const 1) (i32.const 256))) (i64.load (i32.const 256)))
+    (func (export "_start") (local $start i64) (local $slept i64)
+      (local.set $start (call $now))
+      (drop (call $sleep (i64.const 50000000)))
+      ;; then until an absolute time, 50 ms later still
+      (i64.store (i32.const 88) (i64.add (local.get $start) (i64.const 100000000)))
+      (i32.store16 (i32.const 104) (i32.const 1))
+      (drop (call $poll_oneoff (i32.const 64) (i32.const 128) (i32.const 1) (i32.const 192)))
+      (local.set $slept (i64.sub (call $now) (local.get $start)))
+      ;; the event has the subscription's userdata; one event; the time is between 99 ms and 5 s
+      (if (i64.ne (i64.load (i32.const 128)) (i64.const 7)) (then (call $proc_exit (i32.const 10))))
+      (if (i32.ne (i32.load (i32.const 192)) (i32.const 1)) (then (call $proc_exit (i32.const 11))))
+      (if (i64.lt_u (local.get $slept) (i64.const 99000000)) (then (call $proc_exit (i32.const 12))))
+      (if (i64.gt_u (local.get $slept) (i64.const 5000000000)) (then (call $proc_exit (i32.const 13)))))""",
+    parts=_SLEEP,
+)
+"""Exits 0 when relative and absolute sleeps take the time that its own clock says."""
+
+BAD_POLL: Final = _guest(
+    "poll_oneoff proc_exit",
+    """(func (export "_start")
+      ;; no subscriptions, too many, and addresses outside of the memory: INVAL, INVAL, FAULT, FAULT
+      (if (i32.ne (call $poll_oneoff (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)) (i32.const 28))
+        (then (call $proc_exit (i32.const 1))))
+      (if (i32.ne (call $poll_oneoff (i32.const 0) (i32.const 0) (i32.const -1) (i32.const 0)) (i32.const 28))
+        (then (call $proc_exit (i32.const 2))))
+      (if (i32.ne (call $poll_oneoff (i32.const -16) (i32.const 0) (i32.const 1) (i32.const 0)) (i32.const 21))
+        (then (call $proc_exit (i32.const 3))))
+      (if (i32.ne (call $poll_oneoff (i32.const 64) (i32.const -8) (i32.const 1) (i32.const 0)) (i32.const 21))
+        (then (call $proc_exit (i32.const 4)))))""",
+)
+"""Exits 0 when wrong arguments of poll_oneoff give errors."""
+
+STDIN: Final = _guest(
+    "fd_read proc_exit",
+    """(func (export "_start")
+      (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 16))
+      (call $proc_exit (i32.add
+        (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (i32.load (i32.const 8)))))""",
+)
+"""Exits with errno plus the number of bytes that standard input had."""
+
+LIBRARY: Final = _guest(
+    "fd_write",
+    """(global $ready (mut i32) (i32.const 0))
+    (data (i32.const 1024) "initialised\\n")
+    (func (export "_initialize") (global.set $ready (i32.const 1)))
+    (func (export "serve") (if (i32.eqz (global.get $ready)) (then unreachable))
+      (call $write (i32.const 1) (i32.const 1024) (i32.const 12)))
+    (func (export "needs") (param i32))""",
+    parts=_WRITE,
+)
+"""No `_start`; `serve` works after `_initialize` only, `needs` takes a parameter."""
+
+UNKNOWN_IMPORT: Final = '(module (import "env" "launch" (func)) (func (export "_start")))'
+STARTS_AT_ONCE: Final = (
+    '(module (memory (export "memory") 1) (func $main unreachable) (start $main) (func (export "_start")))'
+)
+COMPONENT: Final = bytes.fromhex("0061736d0d000100")
+SHARED_MEMORY: Final = '(module (memory (export "memory") 1 2 shared) (func (export "_start")))'
+TWO_MEMORIES: Final = '(module (memory 1) (memory 1) (func (export "_start")))'
+
+
+def exits(code: int) -> str:
+    """Calls `proc_exit(code)`, and would print if that returned."""
+    return _guest(
+        "proc_exit fd_write",
+        f"""(data (i32.const 1024) "still here\\n")
+        (func (export "_start") (call $proc_exit (i32.const {code}))
+          (call $write (i32.const 1) (i32.const 1024) (i32.const 11)))""",
+        parts=_WRITE,
+    )
+
+
+def sleeps_then_exits(milliseconds: int, code: int) -> str:
+    """Sleeps, then calls `proc_exit(code)`."""
+    return _guest(
+        "poll_oneoff proc_exit",
+        f"""(func (export "_start")
+          (drop (call $sleep (i64.const {milliseconds * 1_000_000}))) (call $proc_exit (i32.const {code})))""",
+        parts=_SLEEP,
+    )
+
+
+def floods(lines: int) -> str:
+    """Prints a line of 100 bytes so many times; 0 = until it is stopped."""
+    text = "x" * 99 + "\\n"
+    return _guest(
+        "fd_write",
+        f"""(data (i32.const 1024) "{text}")
+        (func (export "_start") (local $left i32) (local.set $left (i32.const {lines}))
+          (loop $next
+            (call $write (i32.const 1) (i32.const 1024) (i32.const 100))
+            (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+            (br_if $next (local.get $left))))""",
+        parts=_WRITE,
+    )
+
+
+def writes_file(directory_fd: int, name: str, text: str) -> str:
+    """Creates a file in a preopened directory (descriptors count from 3) and writes to it; exits with the errno."""
+    return _guest(
+        "path_open fd_write fd_close proc_exit",
+        f"""(data (i32.const 1024) "{name}") (data (i32.const 2048) "{text}")
+        (func (export "_start") (local $errno i32)
+          (local.set $errno (call $path_open (i32.const {directory_fd}) (i32.const 0)
+            (i32.const 1024) (i32.const {len(name)}) (i32.const 9)
+            (i64.const 64) (i64.const 64) (i32.const 0) (i32.const 32)))
+          (if (local.get $errno) (then (call $proc_exit (local.get $errno))))
+          (call $write (i32.load (i32.const 32)) (i32.const 2048) (i32.const {len(text)}))
+          (drop (call $fd_close (i32.load (i32.const 32)))))""",
+        parts=_WRITE,
+    )
+
+
+def prints_file(directory_fd: int, name: str) -> str:
+    """Prints up to 4 KiB of a file in a preopened directory; exits with the errno."""
+    return _guest(
+        "path_open fd_read fd_write proc_exit",
+        f"""(data (i32.const 1024) "{name}")
+        (func (export "_start") (local $errno i32)
+          (local.set $errno (call $path_open (i32.const {directory_fd}) (i32.const 1)
+            (i32.const 1024) (i32.const {len(name)}) (i32.const 0)
+            (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)))
+          (if (local.get $errno) (then (call $proc_exit (local.get $errno))))
+          (i32.store (i32.const 0) (i32.const 4096)) (i32.store (i32.const 4) (i32.const 4096))
+          (drop (call $fd_read (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 40)))
+          (call $write (i32.const 1) (i32.const 4096) (i32.load (i32.const 40))))""",
+        parts=_WRITE,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def assemble(text: str) -> bytes:
+    """The binary of a module in Wasm text."""
+    import wasmtime  # noqa: PLC0415  tests that need no guest do not load the engine
+
+    return bytes(wasmtime.wat2wasm(text))
