@@ -20,6 +20,7 @@ _MAX_EXTENSION = 1 << 20  # pax records and GNU long names of one entry; a name 
 _MAX_PATH = 4096  # PATH_MAX
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 _MAX_SIZE = 2**63 - 1
+_MAX_TIME = 2**55 * 1_000_000_000  # well within time_t, in ns
 _MAX_DEVICE = 2**20 - 1  # the kernel's minor numbers have 20 bits
 _XATTR = b"SCHILY.xattr."
 
@@ -368,8 +369,8 @@ def _mtime(records: dict[bytes, bytes], from_header: int, name: str) -> int:
 
 
 def _clamped_time(nanoseconds: int) -> int:
-    """Within what utimensat(2) takes from Python; a time out of range is no reason to refuse an image."""
-    return max(-(2**62), min(nanoseconds, 2**62))
+    """A time that no file system holds is no reason to refuse an image: the kernel takes the nearest it can."""
+    return max(-_MAX_TIME, min(nanoseconds, _MAX_TIME))
 
 
 def _xattrs(records: dict[bytes, bytes], name: str) -> dict[str, bytes]:
