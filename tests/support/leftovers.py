@@ -143,7 +143,9 @@ def left_since(before: Machine, run: str) -> Traces:
     ours = [
         p
         for p in _processes()
-        if f"{p.pid} {p.started}" not in known and (marks[0] in p.environ or marks[1] in p.cgroups)
+        if p.pid != os.getpid()
+        and f"{p.pid} {p.started}" not in known
+        and (marks[0] in p.environ or marks[1] in p.cgroups)
     ]
     cgroups = {path for path in set(now.cgroups) - set(before.cgroups) if _is_abandoned(Path(path), run)}
     return Traces(
