@@ -11,8 +11,11 @@ import os
 import sys
 from typing import TextIO
 
-import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+# structlog loads `rich` where it happens to be installed: 4 MiB for tracebacks that a daemon does not print.
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+
+import structlog  # noqa: E402
+from structlog.typing import FilteringBoundLogger, Processor  # noqa: E402
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -32,7 +35,6 @@ def configure(level: str, fmt: str, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if fmt == "console" or (fmt == "auto" and out.isatty()):
-        # Without the traceback formatter of `rich`, which costs memory that a daemon does not get back.
         processors.append(
             structlog.dev.ConsoleRenderer(
                 colors=out.isatty() and "NO_COLOR" not in os.environ,

@@ -136,6 +136,8 @@ class Monitors:
                 self._arguments(launch),
                 stderr=stderr,
                 env={**_environment(), "_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)},
+                # conmon writes `oom` where it stands, whatever the bundle is.
+                cwd=files.bundle,
                 pass_fds=(sync_write, start_read),
                 enter=enter,
             )

@@ -159,7 +159,7 @@ class CreateContainer:
 
     async def _make(self, record: ContainerRecord, asked: _Asked) -> None:
         layers = [self._layer(key) for key in asked.image.layers]
-        root, files = await asyncio.to_thread(_prepare, self.layout, record.id, layers, _entry_point(asked))
+        root, files = await asyncio.to_thread(_prepare, self.layout, record, layers, _entry_point(asked))
         rules = self.handlers.for_pod(asked.pod.handler)
         decision = dispatch.decide(
             self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, files.entry)
@@ -230,13 +230,15 @@ class CreateContainer:
 
 
 def _prepare(
-    layout: Layout, container_id: ContainerId, layers: Sequence[LayerRecord], entry: EntryPoint
+    layout: Layout, record: ContainerRecord, layers: Sequence[LayerRecord], entry: EntryPoint
 ) -> tuple[Path | None, RootfsFacts]:
     """Bundle, mounted root file system and what is read from it, in one go. A Wasm artifact has no files."""
-    layout.bundle(container_id).mkdir(mode=0o700)
+    layout.bundle(record.id).mkdir(mode=0o700)
+    if record.log_path:
+        Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not layers:
         return None, RootfsFacts(UserDatabase(), EntryKind.MISSING)
-    path = rootfs.prepare(layout, container_id, layers)
+    path = rootfs.prepare(layout, record.id, layers)
     return path, rootfs.read_facts(path, entry)
 
 

@@ -37,7 +37,7 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         readonly_rootfs=True,
         masked_paths=_MASKED,
         readonly_paths=_READ_ONLY,
-        seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),
+        seccomp=_seccomp(pod.config.linux.security_context.seccomp),
     )
     mount = pb.Mount(host_path=str(program), container_path=PROGRAM, readonly=True)
     return ContainerPlan(
@@ -52,3 +52,10 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         stop_signal=15,
         infra=True,
     )
+
+
+def _seccomp(asked: pb.SecurityProfile) -> pb.SecurityProfile:
+    """The pod's own profile where it names one; a reaper of zombies is never unconfined."""
+    if asked.profile_type == pb.SecurityProfile.Localhost:
+        return asked
+    return pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
