@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
@@ -56,10 +57,13 @@ def run_name() -> str:
 @pytest.fixture(scope="session")
 def short_directory(run_name: str) -> Iterator[Path]:
     """A directory with a short path: the address of a unix socket has 107 bytes, a container id takes 64 of them."""
-    directory = Path(os.environ.get("CRI_SHIM_TEST_DIRECTORY") or tempfile.mkdtemp(prefix="cs."))
+    given = os.environ.get("CRI_SHIM_TEST_DIRECTORY")
+    directory = Path(given or tempfile.mkdtemp(prefix="cs."))
     directory.chmod(0o711)
     yield directory
     leftovers.remove_cgroup(f"/{leftovers.CGROUP_PREFIX}{run_name}")
+    if not given and not any(Path(point).is_relative_to(directory) for point in leftovers.mount_points()):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
