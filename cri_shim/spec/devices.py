@@ -5,12 +5,12 @@ Not the runtime's own default devices (null, zero, tty…), which every runtime 
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, DeviceNode, Json
+from cri_shim.spec.paths import rooted
 
 HOST_DEVICES = "/dev"
 """Key of the host's own devices in `ContainerFacts.devices`."""
@@ -25,7 +25,7 @@ def devices(config: pb.ContainerConfig, found: ContainerFacts) -> tuple[list[Jso
     rules = [_DENY_ALL]
     if config.linux.security_context.privileged:
         for device in found.devices.get(HOST_DEVICES, ()):
-            path = posixpath.join(HOST_DEVICES, device.path)
+            path = rooted(f"{HOST_DEVICES}/{device.path}")
             nodes[path] = _node(path, device)
         rules = [_ALLOW_ALL]
     for path, access, device in _listed(config, found):
@@ -45,7 +45,7 @@ def _listed(config: pb.ContainerConfig, found: ContainerFacts) -> Iterator[tuple
             msg = f"devices: container_path {target!r} is not absolute"
             raise InvalidArgument(msg)
         for device in found.devices.get(asked.host_path, ()):
-            yield posixpath.normpath(posixpath.join(target, device.path)), access, device
+            yield rooted(f"{target}/{device.path}"), access, device
 
 
 def _node(path: str, device: DeviceNode) -> Json:

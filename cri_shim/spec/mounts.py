@@ -6,13 +6,13 @@ request replaces a default at the same place.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Sequence
 
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, Json, MountSource, Propagation
+from cri_shim.spec.paths import rooted
 
 _OF_KERNEL = ("nosuid", "noexec", "nodev")
 _PROPAGATION_OPTION = {
@@ -87,11 +87,12 @@ def _asked(mount: pb.Mount, found: ContainerFacts) -> Json:
 
 
 def _target(mount: pb.Mount) -> str:
-    target = mount.container_path
-    if not target.startswith("/") or "\0" in target or posixpath.normpath(target) in {"/", "//"}:
-        msg = f"mounts: container_path {target!r} is not an absolute path below /"
+    given = mount.container_path
+    target = rooted(given)
+    if not given.startswith("/") or "\0" in given or target == "/":
+        msg = f"mounts: container_path {given!r} is not an absolute path below /"
         raise InvalidArgument(msg)
-    return posixpath.normpath(target)
+    return target
 
 
 def _check_propagation(mount: pb.Mount, source: MountSource) -> None:

@@ -6,7 +6,6 @@ runtime adds a variable or an argument.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 
 from cri_shim.model.errors import InvalidArgument
@@ -14,6 +13,7 @@ from cri_shim.model.handler import ProcessPlan
 from cri_shim.model.image import ImageRecord
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import users
+from cri_shim.spec.paths import rooted
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MODULE_NAME = "module.wasm"
@@ -33,7 +33,7 @@ def process_plan(
     return ProcessPlan(
         args=process_args(config, image),
         env=_environment(config, image, hostname, identity.home),
-        cwd=posixpath.normpath(posixpath.join("/", config.working_dir or image.config.working_dir)),
+        cwd=rooted(config.working_dir or image.config.working_dir),
         user=identity.user,
         tty=config.tty,
         stdin=config.stdin,

@@ -43,6 +43,10 @@ def _profile_asked(profile: pb.SecurityProfile) -> bool:
     return profile.profile_type != pb.SecurityProfile.Unconfined
 
 
+def _is_localhost(profile: pb.SecurityProfile) -> bool:
+    return profile.profile_type == pb.SecurityProfile.Localhost
+
+
 _NOT_YET = "is not supported by this version"
 _LISTED = "linux.security_context"
 
@@ -72,9 +76,15 @@ _CONTAINER_RULES = (
     ),
     _Rule(
         f"{_LISTED}.apparmor",
-        lambda c, h: apparmor_profile(_security(c)).profile_type == pb.SecurityProfile.Localhost and not h.apparmor,
+        lambda c, h: _is_localhost(apparmor_profile(_security(c))) and not h.apparmor,
         "AppArmor is off on this node, so that the profile cannot be applied",
         FailedPrecondition,
+    ),
+    _Rule(
+        f"{_LISTED}.apparmor",
+        lambda c, _: _is_localhost(profile := apparmor_profile(_security(c))) and not profile.localhost_ref,
+        "a profile_type of Localhost needs a localhost_ref",
+        InvalidArgument,
     ),
     _Rule(
         f"{_LISTED}.seccomp",
@@ -97,6 +107,7 @@ _MOUNT_RULES = (
     _MountRule("image", lambda m, _: m.HasField("image"), f"an image volume {_NOT_YET}"),
     _MountRule("image_sub_path", lambda m, _: bool(m.image_sub_path), "needs image", InvalidArgument),
     _MountRule("mount_options", lambda m, _: bool(m.mount_options), _NOT_YET),
+    _MountRule("selinux_relabel", lambda m, h: m.selinux_relabel and h.selinux, f"SELinux labels: {_NOT_YET}"),
     _MountRule("uidMappings", lambda m, _: bool(m.uidMappings), f"an idmapped mount {_NOT_YET}"),
     _MountRule("gidMappings", lambda m, _: bool(m.gidMappings), f"an idmapped mount {_NOT_YET}"),
     _MountRule(
