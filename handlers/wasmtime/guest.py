@@ -10,7 +10,6 @@ guest's last byte is in the log. What ended it is read from this object, never f
 from __future__ import annotations
 
 import _thread
-import contextlib
 import os
 import threading
 import time
@@ -127,7 +126,9 @@ class Guest:
             try:
                 linked = self._link(resources)
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
-                self._told.failed(self._start_error(error).with_traceback(None))
+                failure = self._start_error(error)
+                failure.__cause__ = failure.__context__ = None  # their frames hold the module until a collection
+                self._told.failed(failure.with_traceback(None))
                 return
             self._told.started(time.time_ns())
             ending = self._execute(linked)
@@ -142,7 +143,7 @@ class Guest:
     def _link(self, resources: ExitStack) -> _Linked:
         """All that can fail for reasons that are not the module's own doing at run time."""
         _become_gentle(self._spec, self._id)
-        module = wasmtime.Module.deserialize_file(self._engine, str(self._compiled))
+        module = self._load()
         linker = wasmtime.Linker(self._engine)
         linker.allow_shadowing = True
         linker.define_wasi()
@@ -158,6 +159,14 @@ class Guest:
         output.hand_over(self._pump, self._drained)  # last: from here on the pump tells the end
         self.output = output
         return _Linked(store, linked, output, initialize)
+
+    def _load(self) -> wasmtime.Module:
+        try:
+            return wasmtime.Module.deserialize_file(self._engine, str(self._compiled))
+        except wasmtime.WasmtimeError as error:
+            self._compiled.unlink(missing_ok=True)
+            msg = f"the compiled form of the module cannot be used: {_one_line(error)}"
+            raise FailedPrecondition(msg, hint="create the container again, and it is compiled again") from None
 
     def _check_exports(self, module: wasmtime.Module) -> bool:
         """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
@@ -221,8 +230,12 @@ class Guest:
         if isinstance(error, OSError):
             return FailedPrecondition(f"cannot start the Wasm module: {error}")
         if isinstance(error, wasmtime.WasmtimeError):
-            return FailedPrecondition(f"the module cannot be linked: {' '.join(str(error).split())}")
+            return FailedPrecondition(f"the module cannot be linked: {_one_line(error)}")
         return Internal(f"cannot start the Wasm module: {type(error).__name__}: {error}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _call(store: wasmtime.Store, function: object) -> None:
@@ -232,8 +245,9 @@ def _call(store: wasmtime.Store, function: object) -> None:
 
 def _become_gentle(spec: GuestSpec, container_id: ContainerId) -> None:
     """Name the calling thread, and give way to the daemon: on Linux all of this is per thread."""
-    with contextlib.suppress(OSError):
-        Path("/proc/thread-self/comm").write_text(f"wasm-{container_id[:10]}", encoding="ascii")
+    comm = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(comm, f"wasm-{container_id[:10]}".encode())
+    os.close(comm)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.nice(spec.nice)
     if spec.cpus:

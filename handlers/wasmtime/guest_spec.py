@@ -7,6 +7,7 @@ container that this one has created.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,6 +24,7 @@ _GENTLEST, _KEENEST = 19, 5
 """Nice values of guests: never the weight of the daemon's own threads, which are at 0."""
 _SHARES: Final = 1024
 """CPU shares of a thread at nice 0 (kernel, sched/core.c: sched_prio_to_weight; one nice level is a factor 1.25)."""
+_CPUS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 class Preopen(msgspec.Struct, frozen=True):
@@ -96,10 +98,11 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     """A list of CPUs as in cpuset(7): `0-2,7`."""
     cpus: list[int] = []
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) > 1 << 16:
+        found = _CPUS.fullmatch(part)
+        if found is None:
             msg = f"linux.resources.cpuset_cpus: {text[:100]!r} is not a list of CPUs such as 0-2,7"
             raise InvalidArgument(msg)
+        first, last = found.groups()
         cpus.extend(range(int(first), int(last or first) + 1))
     return tuple(cpus)
 

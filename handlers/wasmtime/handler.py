@@ -81,32 +81,32 @@ class WasmtimeHandler:
         """Find the module, open the way to its files, have it compiled if nobody has."""
         refuse(plan)
         try:
-            spec = await asyncio.to_thread(self._prepare, plan)
-            self._containers[plan.id] = await self._ready(spec, plan.stop_signal)
+            container, is_compiled = await asyncio.to_thread(self._prepare, plan)
+            await self._add(plan.id, container, is_compiled)
         except BaseException:
             await asyncio.to_thread(_remove, plan.bundle)
             raise
 
-    def _prepare(self, plan: ContainerPlan) -> GuestSpec:
+    def _prepare(self, plan: ContainerPlan) -> tuple[_Container, bool]:
         """The part of `create` that touches files; `_remove` undoes it."""
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
         refuse_foreign_files(plan, opened, self._daemon_uid)
         spec = guest_spec(plan, entry, argv0, opened)
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
-        return spec
+        return self._look_up(spec, plan.stop_signal)
 
-    async def _ready(self, spec: GuestSpec, stop_signal: int) -> _Container:
-        compiled, exists = await asyncio.to_thread(self._look_up, spec)
-        if not exists:
-            await self._cache.compile(spec.entry)
-        return _Container(spec, compiled, stop_signal)
-
-    def _look_up(self, spec: GuestSpec) -> tuple[Path, bool]:
+    def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, bool]:
+        """The container, and whether its module has been compiled."""
         import handlers.wasmtime.guest  # noqa: F401, PLC0415  loads the engine here, so that no start has to
 
         compiled = self._cache.path(spec.entry)
-        return compiled, compiled.exists()
+        return _Container(spec, compiled, stop_signal), compiled.exists()
+
+    async def _add(self, container_id: ContainerId, container: _Container, is_compiled: bool) -> None:
+        if not is_compiled:
+            await self._cache.compile(container.spec.entry)
+        self._containers[container_id] = container
 
     async def start(self, container_id: ContainerId) -> Started:
         """Returns when the module is linked and about to run."""
@@ -177,7 +177,8 @@ class WasmtimeHandler:
         except FileNotFoundError:
             return _lost("what was prepared for the Wasm container is gone; the node has restarted")
         spec = msgspec.json.decode(data, type=GuestSpec)
-        self._containers[record.id] = await self._ready(spec, record.stop_signal)
+        container, is_compiled = await asyncio.to_thread(self._look_up, spec, record.stop_signal)
+        await self._add(record.id, container, is_compiled)
         return None
 
     def info(self, container_id: ContainerId) -> Mapping[str, object]:

@@ -57,17 +57,18 @@ def check_format(head: bytes, name: str) -> None:
     if head.startswith(_MAGIC) and head[6:8] == _COMPONENT_LAYER:
         msg = f"{name} is a Wasm component (WASI 0.2), which this version cannot run"
         raise Unimplemented(msg, hint="components need isolation: process; build for wasm32-wasip1 meanwhile")
+    hint = "give a module in the binary format, built for wasm32-wasip1"
     if head.startswith(_MAGIC):
         version = int.from_bytes(head[4:6], "little")
         msg = f"{name} is of version {version} of the Wasm format, which this version cannot run"
     elif head.lstrip().startswith((b"(", b";")):
         msg = f"{name} is Wasm text"
-        raise InvalidArgument(msg, hint="convert it to the binary format, for example with wat2wasm")
+        hint = "convert it to the binary format, for example with wat2wasm"
     elif head.startswith(b"\x7fELF"):
         msg = f"{name} is native code; a module that was compiled elsewhere is never loaded"
     else:
         msg = f"{name} is not a Wasm module"
-    raise InvalidArgument(msg)
+    raise InvalidArgument(msg, hint=hint)
 
 
 def _head(path: Path) -> bytes:

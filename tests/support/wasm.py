@@ -46,6 +46,45 @@ _SLEEP: Final = """
 """
 
 
+# line(fd, address, length, text): a prefix, a NUL-terminated string, a newline. number(text): its decimal value.
+_STRINGS: Final = """
+  (data (i32.const 32) "arg env \\nready\\n")
+  (func $length (param $at i32) (result i32) (local $end i32)
+    (local.set $end (local.get $at))
+    (block $done (loop $next
+      (br_if $done (i32.eqz (i32.load8_u (local.get $end))))
+      (local.set $end (i32.add (local.get $end) (i32.const 1)))
+      (br $next)))
+    (i32.sub (local.get $end) (local.get $at)))
+  (func $line (param $fd i32) (param $prefix i32) (param $size i32) (param $text i32)
+    (call $write (local.get $fd) (local.get $prefix) (local.get $size))
+    (call $write (local.get $fd) (local.get $text) (call $length (local.get $text)))
+    (call $write (local.get $fd) (i32.const 40) (i32.const 1)))
+  (func $lines (param $prefix i32) (param $pointer i32) (param $count i32)
+    (block $done (loop $next
+      (br_if $done (i32.eqz (local.get $count)))
+      (call $line (i32.const 1) (local.get $prefix) (i32.const 4) (i32.load (local.get $pointer)))
+      (local.set $pointer (i32.add (local.get $pointer) (i32.const 4)))
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (br $next))))
+  (func $number (param $at i32) (result i32) (local $value i32)
+    (block $done (loop $next
+      (br_if $done (i32.eqz (i32.load8_u (local.get $at))))
+      (local.set $value (i32.add (i32.mul (local.get $value) (i32.const 10))
+        (i32.sub (i32.load8_u (local.get $at)) (i32.const 48))))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br $next)))
+    (local.get $value))
+"""
+
+# arguments(): their pointers from 1024 on, their number at 16.
+_ARGUMENTS: Final = """
+  (func $arguments
+    (drop (call $args_sizes_get (i32.const 16) (i32.const 20)))
+    (drop (call $args_get (i32.const 1024) (i32.const 8192))))
+"""
+
+
 def _guest(imports: str, body: str, *, pages: str = "1", parts: str = "") -> str:
     """A module with WASI functions by name and a memory."""
     lines = [f'(import "{_WASI}" "{name}" (func ${name} {_IMPORTS[name]}))' for name in imports.split()]
@@ -189,6 +228,67 @@ SHARED_MEMORY: Final = '(module (memory (export "memory") 1 2 shared) (func (exp
 TWO_MEMORIES: Final = '(module (memory 1) (memory 1) (func (export "_start")))'
 
 
+EXITS_WITH_ARGC: Final = _guest(
+    "args_sizes_get poll_oneoff proc_exit",
+    """(func (export "_start")
+      (drop (call $args_sizes_get (i32.const 16) (i32.const 20)))
+      (drop (call $sleep (i64.const 50000000)))
+      (call $proc_exit (i32.load (i32.const 16))))""",
+    parts=_SLEEP,
+)
+"""Sleeps for 50 ms and exits with the number of its arguments, argv[0] included."""
+
+PROGRAMS: Final = {
+    "exit": _guest(
+        "args_sizes_get args_get fd_write proc_exit",
+        """(func (export "_start") (call $arguments)
+          (call $proc_exit (call $number (i32.load (i32.const 1028)))))""",
+        parts=_WRITE + _STRINGS + _ARGUMENTS,
+    ),
+    "say": _guest(
+        "args_sizes_get args_get fd_write",
+        """(func (export "_start") (call $arguments)
+          (call $line (i32.const 1) (i32.const 0) (i32.const 0) (i32.load (i32.const 1028)))
+          (call $line (i32.const 2) (i32.const 0) (i32.const 0) (i32.load (i32.const 1032))))""",
+        parts=_WRITE + _STRINGS + _ARGUMENTS,
+    ),
+    "reveal": _guest(
+        "args_sizes_get args_get environ_sizes_get environ_get fd_write",
+        """(func (export "_start") (call $arguments)
+          (call $lines (i32.const 32) (i32.const 1028) (i32.sub (i32.load (i32.const 16)) (i32.const 1)))
+          (drop (call $environ_sizes_get (i32.const 16) (i32.const 20)))
+          (drop (call $environ_get (i32.const 1024) (i32.const 8192)))
+          (call $lines (i32.const 36) (i32.const 1024) (i32.load (i32.const 16))))""",
+        parts=_WRITE + _STRINGS + _ARGUMENTS,
+    ),
+    "wait": _guest(
+        "fd_write poll_oneoff",
+        """(func (export "_start") (call $write (i32.const 1) (i32.const 41) (i32.const 6))
+          (loop $again (drop (call $sleep (i64.const 3600000000000))) (br $again)))""",
+        parts=_WRITE + _STRINGS + _SLEEP,
+    ),
+    "count": _guest(
+        "fd_write poll_oneoff",
+        """(func $digits (param $value i32) (result i32) (local $at i32)
+          (local.set $at (i32.const 512))
+          (loop $next
+            (local.set $at (i32.sub (local.get $at) (i32.const 1)))
+            (i32.store8 (local.get $at) (i32.add (i32.rem_u (local.get $value) (i32.const 10)) (i32.const 48)))
+            (local.set $value (i32.div_u (local.get $value) (i32.const 10)))
+            (br_if $next (local.get $value)))
+          (local.get $at))
+        (func (export "_start") (local $number i32)
+          (loop $again
+            (call $line (i32.const 1) (i32.const 0) (i32.const 0) (call $digits (local.get $number)))
+            (drop (call $sleep (i64.const 20000000)))
+            (local.set $number (i32.add (local.get $number) (i32.const 1)))
+            (br $again)))""",
+        parts=_WRITE + _STRINGS + _SLEEP,
+    ),
+}
+"""`exit CODE`; `say OUT ERR`; `reveal WORD...` prints `arg WORD` and `env NAME=VALUE`; `wait`; `count`."""
+
+
 def exits(code: int) -> str:
     """Calls `proc_exit(code)`, and would print if that returned."""
     return _guest(
@@ -197,16 +297,6 @@ def exits(code: int) -> str:
         (func (export "_start") (call $proc_exit (i32.const {code}))
           (call $write (i32.const 1) (i32.const 1024) (i32.const 11)))""",
         parts=_WRITE,
-    )
-
-
-def sleeps_then_exits(milliseconds: int, code: int) -> str:
-    """Sleeps, then calls `proc_exit(code)`."""
-    return _guest(
-        "poll_oneoff proc_exit",
-        f"""(func (export "_start")
-          (drop (call $sleep (i64.const {milliseconds * 1_000_000}))) (call $proc_exit (i32.const {code})))""",
-        parts=_SLEEP,
     )
 
 

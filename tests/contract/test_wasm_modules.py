@@ -1,0 +1,170 @@
+"""Modules: what is accepted, how they are compiled, and that nobody pays for an engine that is not used."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.handler import Kind
+from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
+from handlers import wasmtime as kind
+from tests.contract.wasm_bench import WasmBench, wasm_bench
+from tests.support import wasm
+
+
+@pytest.fixture
+async def bench(module_root: Path, tmp_path: Path) -> AsyncIterator[WasmBench]:
+    async with wasm_bench(module_root, tmp_path / "state") as made:
+        yield made
+
+
+@pytest.fixture
+async def fresh_bench(tmp_path: Path) -> AsyncIterator[WasmBench]:
+    """Nothing is compiled yet."""
+    async with wasm_bench(tmp_path / "root", tmp_path / "state") as made:
+        yield made
+
+
+def compiled_files(bench: WasmBench) -> list[Path]:
+    return list(bench.layout.wasm_cache.rglob("*"))
+
+
+async def test_a_module_is_compiled_once_for_all_who_ask(
+    fresh_bench: WasmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+    run = fresh_bench.zygote.run
+
+    async def counted(task: str, *args: Any, **named: Any) -> dict[str, Any]:
+        runs.append(task)
+        return await run(task, *args, **named)
+
+    monkeypatch.setattr(fresh_bench.zygote, "run", counted)
+    plans = [fresh_bench.artifact(wasm.HELLO) for _ in range(8)]
+    await asyncio.gather(*(fresh_bench.handler.create(plan) for plan in plans))
+    await fresh_bench.handler.create(fresh_bench.artifact(wasm.HELLO))
+    assert runs == ["handlers.wasmtime.compile:compile_module"]
+
+
+async def test_compiled_code_is_for_the_daemon_alone(fresh_bench: WasmBench) -> None:
+    await fresh_bench.handler.create(fresh_bench.artifact(wasm.HELLO))
+    directory, compiled = compiled_files(fresh_bench)
+    modes = [path.stat().st_mode & 0o777 for path in (fresh_bench.layout.wasm_cache, directory, compiled)]
+    assert modes == [0o700, 0o700, 0o600]
+    assert directory.name.startswith("wasmtime-50.0.1-")
+
+
+async def test_a_caller_who_leaves_does_not_stop_the_compiler_for_others(fresh_bench: WasmBench) -> None:
+    impatient, patient = fresh_bench.artifact(wasm.HELLO), fresh_bench.artifact(wasm.HELLO)
+    first = asyncio.create_task(fresh_bench.handler.create(impatient))
+    second = asyncio.create_task(fresh_bench.handler.create(patient))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await second
+    await fresh_bench.handler.start(patient.id)
+    assert (await fresh_bench.end_of(patient)).code == 0
+
+
+async def test_damaged_compiled_code_is_replaced(fresh_bench: WasmBench) -> None:
+    first, second = fresh_bench.artifact(wasm.HELLO), fresh_bench.artifact(wasm.HELLO)
+    await fresh_bench.handler.create(first)
+    _, compiled = compiled_files(fresh_bench)
+    compiled.write_bytes(compiled.read_bytes()[:1000])
+    with pytest.raises(
+        FailedPrecondition, match=r"compiled form of the module cannot be used.*create the container again"
+    ):
+        await fresh_bench.handler.start(first.id)
+    assert (await fresh_bench.finish(second)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (b"\0asm\x01\0\0\0\x01\x02garbage", "cannot be compiled"),
+        (wasm.assemble(wasm.HELLO)[:-3], "cannot be compiled"),
+        (wasm.SHARED_MEMORY, "threads must be enabled"),
+        (wasm.TWO_MEMORIES, "multiple memories"),
+        (b"\0asm\x07\0\0\0", "version 7"),
+        (b"\x7fELF\x02\x01\x01\0", "native code"),
+        (b"(module)", "Wasm text"),
+        (b"#!/bin/sh\n", "not a Wasm module"),
+        (b"", "not a Wasm module"),
+    ],
+)
+async def test_what_is_no_module_is_refused_by_name(bench: WasmBench, module: str | bytes, words: str) -> None:
+    plan = bench.artifact(module)
+    with pytest.raises(InvalidArgument, match=words):
+        await bench.handler.create(plan)
+    assert list(plan.bundle.iterdir()) == []
+
+
+async def test_a_component_says_what_it_needs(bench: WasmBench) -> None:
+    with pytest.raises(Unimplemented, match=r"component.*isolation: process"):
+        await bench.handler.create(bench.artifact(wasm.COMPONENT))
+
+
+async def test_a_blob_that_is_gone_or_changed_is_an_error(bench: WasmBench) -> None:
+    plan = bench.artifact(wasm.exits(99))
+    assert plan.image is not None
+    assert plan.image.wasm is not None
+    blob = bench.layout.blob(plan.image.wasm.digest)
+    blob.write_bytes(wasm.assemble(wasm.HELLO))
+    with pytest.raises(CriShimError, match="has changed"):
+        await bench.handler.create(plan)
+    blob.unlink()
+    with pytest.raises(FailedPrecondition, match="pull it again"):
+        await bench.handler.create(plan)
+
+
+# Options, and what the handler costs when nobody uses it.
+
+
+def test_options_have_the_defaults_of_the_design() -> None:
+    options = msgspec.convert({"kind": "wasmtime"}, kind.OPTIONS)
+    assert options.linux_containers == "runc"
+    assert options.allowed_annotations == DEFAULT_ALLOWED_ANNOTATIONS
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"isolation": "process"}, "isolation: process is not supported by this version"),
+        ({"isolation": "vm"}, "isolation"),
+        ({"linux_container": "runc"}, "unknown field `linux_container`"),
+    ],
+)
+def test_options_that_are_refused(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=words):
+        msgspec.convert({"kind": "wasmtime", **settings}, kind.OPTIONS)
+
+
+UNUSED = """
+import sys, threading
+from handlers import wasmtime as kind
+from cri_shim.adapters.context import HandlerContext
+from cri_shim.model.layout import Layout
+from pathlib import Path
+context = HandlerContext(Layout(Path("/r"), Path("/s")), None, None, "", {}, frozenset(), print)
+handler = kind.make("wasm", kind.OPTIONS(), context)
+assert "wasmtime" not in sys.modules, "loaded"
+assert threading.active_count() == 1
+"""
+
+
+async def test_an_unused_handler_loads_no_engine_and_has_no_thread() -> None:
+
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", UNUSED], check=True, timeout=60)
+
+
+def test_kind_and_features(bench: WasmBench) -> None:
+    assert bench.handler.kind is Kind.WASM
+    assert bench.handler.features.recursive_read_only_mounts
+    assert not bench.handler.features.user_namespaces
