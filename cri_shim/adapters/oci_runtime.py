@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from cri_shim.adapters.cgroups import CgroupHost, Version
+from cri_shim.adapters.runtime_probe import has_recursive_read_only
 from cri_shim.kernel import mounts, namespaces, process
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal
 from cri_shim.model.ids import ContainerId
@@ -27,7 +28,6 @@ from cri_shim.wire import oci_state
 
 _CALL_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 10.0
-_NO_FEATURES: Final = oci_state.RuntimeFeatures(recursive_read_only=False, user_namespaces=False)
 
 Enter = Callable[[], None]
 """Runs in the throw-away thread that starts a process; see `kernel.process.spawn`."""
@@ -69,14 +69,14 @@ class OciRuntime:
         return [*flags, "--systemd-cgroup"] if self.systemd_cgroup else flags
 
     async def identity(self) -> Identity:
-        """Version and features. A binary without `features` (crun before 1.9) offers none that need asking."""
+        """Version and features, asked once; of a binary without `features` (crun before 1.9) they are found out."""
         if self._asking is None or (self._asking.done() and self._asking.exception() is not None):
             self._asking = asyncio.ensure_future(self._ask())
         return await asyncio.shield(self._asking)
 
     async def create_enter(self) -> Enter | None:
         """Where conmon and the runtime's `create` have to start; None = here."""
-        if not await self._is_confined():
+        if not self._is_confined((await self.identity()).version):
             return None
         if await asyncio.to_thread(mounts.propagation_of, Path("/")):
             return await self._pinned()
@@ -140,14 +140,19 @@ class OciRuntime:
         if said.returncode != 0:
             msg = f"{self.program} --version failed: {said.text()}"
             raise Internal(msg)
-        known = oci_state.parse_features(features.stdout) if features.returncode == 0 else _NO_FEATURES
-        return Identity(oci_state.parse_version(said.stdout.decode(errors="replace")), known)
+        version = oci_state.parse_version(said.stdout.decode(errors="replace"))
+        if features.returncode == 0:
+            return Identity(version, oci_state.parse_features(features.stdout))
+        enter = namespaces.fresh_mount_namespace_without(self._hidden()) if self._is_confined(version) else None
+        flags = self.global_arguments(Path(os.devnull))
+        able = await has_recursive_read_only(self.program, flags, version.spec, enter)
+        return Identity(version, oci_state.RuntimeFeatures(recursive_read_only=able, user_namespaces=False))
 
     async def _enter(self) -> Enter | None:
-        return await self._pinned() if await self._is_confined() else None
+        return await self._pinned() if self._is_confined((await self.identity()).version) else None
 
-    async def _is_confined(self) -> bool:
-        return self._host.version is Version.HYBRID and (await self.identity()).version.name == "crun"
+    def _is_confined(self, version: oci_state.Version) -> bool:
+        return self._host.version is Version.HYBRID and version.name == "crun"
 
     async def _pinned(self) -> Enter:
         if self._pinning is None or (self._pinning.done() and self._pinning.exception() is not None):

@@ -161,7 +161,7 @@ class TestEnds:
         assert bench.cgroups.processes(bench.cgroup_parent, plan.id) == []
 
     async def test_the_exit_file_has_the_truth_of_what_no_daemon_saw(self, bench: Bench) -> None:
-        plan = await bench.run(("sh", "-c", "usleep 300000; exit 7"))
+        plan = await bench.run(("sh", "-c", "sleep 1; exit 7"))
         await bench.handler.aclose()
         assert bench.ends == {}
         await until((plan.bundle / "exit").exists)
@@ -278,6 +278,38 @@ class TestInside:
         plan.config.linux.security_context.masked_paths.append("/etc/masked")
         plan.config.linux.security_context.readonly_paths.append("/tmp")
         assert await output(bench, plan) == ["found", "read-only", "no"]
+
+    async def test_recursive_read_only_reaches_the_mounts_below(self, bench: Bench, tmp_path: Path) -> None:
+        await bench.handler.probe()
+        assert (
+            bench.handler.features.recursive_read_only_mounts
+        )  # both binaries are able to, crun 1.8 without saying so
+        outer, inner = tmp_path / "outer", tmp_path / "outer/inner"
+        inner.mkdir(parents=True)
+        mounts.tmpfs(inner, size=1 << 20, mode=0o755)
+        plan = script(
+            bench, "touch /plain/x || echo no; touch /plain/inner/x && echo yes; touch /all/inner/y || echo no"
+        )
+        plan.config.mounts.add(host_path=str(outer), container_path="/plain", readonly=True)
+        plan.config.mounts.add(host_path=str(outer), container_path="/all", readonly=True, recursive_read_only=True)
+        assert await output(bench, plan) == ["no", "yes", "no"]
+
+    async def test_propagation_in_both_directions(self, bench: Bench, tmp_path: Path) -> None:
+        shared = tmp_path / "shared"
+        (shared / "from_host").mkdir(parents=True)
+        mounts.make_shared(shared)
+        plan = script(bench, "mount -t tmpfs x /data/inside && echo mounted; sleep 1000")
+        (shared / "inside").mkdir()
+        plan.config.linux.security_context.privileged = True
+        plan.config.mounts.add(
+            host_path=str(shared), container_path="/data", propagation=pb.MountPropagation.PROPAGATION_BIDIRECTIONAL
+        )
+        await bench.create_and_start(plan)
+        await bench.is_ready(plan, "mounted")
+        assert mounts.is_mount_point(shared / "inside")
+        mounts.tmpfs(shared / "from_host", size=1 << 20, mode=0o755)
+        first, _ = pids_of(bench, plan)
+        assert "/data/from_host" in Path(f"/proc/{first}/mountinfo").read_text()
 
     async def test_oom_score_and_cgroup(self, bench: Bench) -> None:
         memory = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
