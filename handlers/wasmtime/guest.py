@@ -37,6 +37,8 @@ _INITIALIZE: Final = "_initialize"
 _PAGE: Final = 64 * 1024
 _ABOVE_LIMIT: Final = "exceeds memory limits"
 """The engine's words when a module asks for more memory from the start than the store's limit."""
+_NOT_OPENED: Final = "failed to open file"
+"""The engine's words when it is not the content that is wrong."""
 _TABLES: Final = 4
 _TABLE_ELEMENTS: Final = 10_000_000
 _FEW_ELEMENTS: Final = 10_000
@@ -164,9 +166,11 @@ class Guest:
         try:
             return wasmtime.Module.deserialize_file(self._engine, str(self._compiled))
         except wasmtime.WasmtimeError as error:
-            self._compiled.unlink(missing_ok=True)
-            msg = f"the compiled form of the module cannot be used: {_one_line(error)}"
-            raise FailedPrecondition(msg, hint="create the container again, and it is compiled again") from None
+            text = _one_line(error)
+            if not text.startswith(_NOT_OPENED):
+                self._compiled.unlink(missing_ok=True)
+            msg = f"the compiled form of the module cannot be used: {text}"
+            raise FailedPrecondition(msg, hint="create the container again, and it is compiled if need be") from None
 
     def _check_exports(self, module: wasmtime.Module) -> bool:
         """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
