@@ -32,13 +32,8 @@ def kind(root: Path, word: str, cwd: str = "/", search: str = "/usr/bin:/bin") -
 
 
 def test_kinds(root: Path) -> None:
-    for name, content in (
-        ("elf", ELF),
-        ("script", b"#!/bin/sh\n"),
-        ("wasm", b"\0asm\1\0\0\0"),
-        ("text", b"x"),
-        ("no", b""),
-    ):
+    contents = {"elf": ELF, "script": b"#!/bin/sh\n", "wasm": b"\0asm\1\0\0\0", "text": b"x", "no": b""}
+    for name, content in contents.items():
         put(root / "bin" / name, content)
     assert [kind(root, name) for name in (*contents, "gone")] == [
         *(EntryKind.ELF, EntryKind.SCRIPT, EntryKind.WASM, EntryKind.OTHER, EntryKind.OTHER, EntryKind.MISSING),
