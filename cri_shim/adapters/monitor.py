@@ -178,8 +178,11 @@ class Monitors:
         deadline = time.monotonic() + _EXECUTE_SECONDS
         while time.monotonic() < deadline:
             command = _command_line(supervised.pid)
-            if command != supervised.waiting:
-                return bool(command)
+            if command and command != supervised.waiting:
+                return True
+            # In the middle of execve(2) a process has no command line, no more than one that is gone.
+            if not command and not process.is_alive(supervised.pid, supervised.started):
+                return False
             await asyncio.sleep(_POLL)
         return True
 

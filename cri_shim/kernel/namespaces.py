@@ -19,6 +19,7 @@ from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 
 T = TypeVar("T")
 
+_PLACEHOLDER_BYTES: Final = 1 << 20
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 _FLAGS: Final = {"net": libc.CLONE_NEWNET, "ipc": libc.CLONE_NEWIPC, "uts": libc.CLONE_NEWUTS}
 _PINNED: Final = ("net", "ipc", "uts", "user", "pid")
@@ -138,7 +139,8 @@ def enter_mount_namespace(path: Path) -> Callable[[], None]:
 def fresh_mount_namespace_without(paths: Sequence[Path]) -> Callable[[], None]:
     """For `process.spawn(enter=…)`: the child gets a copy of the mount table that lacks `paths` in /sys/fs/cgroup.
 
-    Only the cgroup mounts become private there; all others keep their propagation.
+    Only the cgroup mounts become private there; all others keep their propagation. An empty tmpfs takes the place of
+    each: what a program that takes it for a cgroup hierarchy makes there (crun does) goes with the namespace.
     """
 
     def enter() -> None:
@@ -146,6 +148,7 @@ def fresh_mount_namespace_without(paths: Sequence[Path]) -> Callable[[], None]:
         libc.mount(None, _CGROUP_ROOT, None, libc.MS_PRIVATE | libc.MS_REC)
         for path in paths:
             mounts.unmount(path)
+            mounts.tmpfs(path, size=_PLACEHOLDER_BYTES, mode=0o755)
 
     return enter
 

@@ -418,17 +418,35 @@ def reset_oom_score_adj(pid: int) -> None:
             Path(f"/proc/{pid}/oom_score_adj").write_bytes(b"0")
 
 
+def set_oom_score_adj(pid: int, score: int) -> None:
+    """Give a child a score (proc_pid_oom_score_adj(5)); gone = success. OSError for less than the kernel allows us."""
+    path = Path(f"/proc/{pid}/oom_score_adj")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        path.write_bytes(b"%d" % score)
+
+
 def process_start_time(pid: int) -> int | None:
     """When the process started, in clock ticks since boot (proc(5), stat field 22); None when there is none.
 
     The pair of pid and start time names one process for ever.
     """
+    fields = _stat(pid)
+    return int(fields[22 - 3]) if fields else None
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process that had `pid` since `started` (`process_start_time`) has not ended; a zombie has."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in {b"Z", b"X"} and int(fields[22 - 3]) == started
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on, none when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    after_name = stat[stat.rindex(b")") + 2 :].split()  # the name may hold spaces and brackets
-    return int(after_name[22 - 3])
+        return []
+    return stat[stat.rindex(b")") + 2 :].split()  # the name may hold spaces and brackets
 
 
 def find_processes(predicate: Callable[[list[str]], bool]) -> list[int]:
