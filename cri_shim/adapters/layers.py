@@ -37,7 +37,8 @@ class _Report(msgspec.Struct, frozen=True):
     size: int
     inodes: int
     implied: tuple[str, ...]
-    links: tuple[tuple[str, str], ...]
+    links: tuple[tuple[str, str, bool], ...]
+    whiteouts: tuple[str, ...]
     root_given: bool
     root_opaque: bool
 
@@ -112,10 +113,15 @@ class Layers:
         report = unpacked.report
         inherits_root = not report.root_given and bool(below) and not await self.has_plain_root(below[-1])
         implied = ("", *report.implied) if inherits_root else report.implied
-        needs_parents = bool(implied or report.links or report.root_opaque)
+        needs_parents = bool(implied or report.links or report.whiteouts or report.root_opaque)
         size, inodes = report.size, report.inodes
-        if needs_parents and (below or report.links):
-            arguments = {"implied": implied, "links": report.links, "root_opaque": report.root_opaque}
+        if needs_parents:
+            arguments = {
+                "implied": implied if below else (),
+                "links": report.links,
+                "whiteouts": report.whiteouts,
+                "root_opaque": report.root_opaque,
+            }
             lowers = [self.path(record) for record in reversed(below)]
             added = await self._run("settle", arguments, (unpacked.directory, *lowers), unpacked.what)
             size, inodes = size + added["size"], inodes + added["inodes"]

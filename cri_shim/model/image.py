@@ -80,7 +80,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
 class LayerRecord(msgspec.Struct, frozen=True):
     """One unpacked layer, an overlayfs lower directory that images share.
 
-    `key` is the diff ID. A layer that took directories or hardlinks from the layers below it is right only on top of
+    `key` is the diff ID. A layer that takes from the layers below it, or hides what they have, is right only on top of
     them, so its key is the chain ID (OCI image-spec, config, "Layer ChainID").
     """
 
@@ -92,6 +92,6 @@ class LayerRecord(msgspec.Struct, frozen=True):
     """Bytes on disk."""
     inodes: int
     needs_parents: bool = False
-    """It has directories or hardlinks of the layers below it."""
+    """It has directories or hardlinks of the layers below it, or hides what they have."""
     inherits_root: bool = False
     """The archive says nothing about the root directory: over lower layers with an unusual root it needs them."""

@@ -11,7 +11,6 @@ Sources: POSIX.1-2017 pax(1), the GNU tar manual ("Basic Tar Format"), OCI image
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import NamedTuple
 
 BLOCK = 512
@@ -219,8 +218,7 @@ def is_aufs_mark(path: str) -> bool:
     return name.startswith(_AUFS) and name != _OPAQUE
 
 
-@dataclass(frozen=True, slots=True)
-class _Extension:
+class _Extension(NamedTuple):
     type: bytes
     size: int
 

@@ -56,6 +56,8 @@ def _serve(channel: socket.socket) -> tuple[int, int] | None:
     message, fds, _, _ = socket.recv_fds(channel, _MESSAGE, _MAX_DESCRIPTORS)
     if not message:
         sys.exit(0)  # the daemon is gone; children go on
+    import json  # noqa: F401, PLC0415  for all children from now on; an idle zygote goes without its 1 MiB
+
     refusal = b""
     try:
         pid = os.fork()
@@ -84,7 +86,7 @@ def _run_child(fds: list[int]) -> NoReturn:
     code = 1
     try:
         _leave_zygote(fds)
-        import json  # noqa: PLC0415  the zygote itself has no use for it, and it costs 1 MiB
+        import json  # noqa: PLC0415  loaded before the fork
 
         request, result, *rest = fds
         call = json.loads(_read_all(request))
@@ -138,7 +140,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
         trace = trace.tb_next
     return {
         "type": type(error).__name__,
-        "text": str(error),
+        "text": (error.strerror if isinstance(error, OSError) else None) or str(error),
         "errno": error.errno if isinstance(error, OSError) else None,
         "where": where,
     }

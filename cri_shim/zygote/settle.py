@@ -7,18 +7,25 @@ inside the root of one layer and follows no symlink of it, so what is found is w
 """
 
 # Paths are strings here: pathlib would double the time of a layer of ten thousand files.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH115, PTH208, PTH211
+# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH208, PTH211
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from cri_shim.zygote.tree import TreeError, is_opaque, is_whiteout, make_opaque, set_attributes, set_xattrs
+from cri_shim.zygote.tree import (
+    Link,
+    TreeError,
+    is_opaque,
+    is_whiteout,
+    make_opaque,
+    prefixes,
+    set_attributes,
+    set_xattrs,
+)
 from cri_shim.zygote.unpack import enter
 
 _MAX_SYMLINKS = 40
@@ -29,8 +36,8 @@ _COPY = 1 << 30
 def settle(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Complete the layer `fds[0]` from the layers `fds[1:]`, nearest first.
 
-    `implied`, `links` and `root_opaque` are what `unpack` returned, the root being the empty path. The result is the
-    additional `size` and `inodes`.
+    `implied`, `links`, `whiteouts` and `root_opaque` are what `unpack` returned, the root being the empty path. The
+    result is the additional `size` and `inodes`.
     """
     enter(fds[0])
     settler = _Settler(own=fds[0], lowers=fds[1:])
@@ -38,14 +45,15 @@ def settle(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         settler.hide_root()
     for path in arguments["implied"]:
         settler.settle_directory(path)
-    for path, target in arguments["links"]:
-        settler.settle_link(path, target)
+    for path in arguments["whiteouts"]:
+        settler.settle_whiteout(path)
+    for path, *link in arguments["links"]:
+        settler.settle_link(path, Link(*link))
     settler.finish()
     return {"size": settler.size, "inodes": settler.inodes}
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """What one layer has at a path."""
 
     layer: int
@@ -88,16 +96,27 @@ class _Settler:
             self._merge(path, place)
             self._moved.append((path, place))
 
-    def settle_link(self, path: str, target: str) -> None:
+    def settle_whiteout(self, path: str) -> None:
+        """Remove a mark that hides nothing: in a directory that is not merged, overlayfs would list it."""
+        path = self._current(path)
+        if self._find(path) is None:
+            os.unlink(path)
+
+    def settle_link(self, path: str, link: Link) -> None:
         """Link to a file of a lower layer, which comes into this layer first, as overlayfs does on a write."""
-        path, target = self._current(path), self._current(target)
-        if not os.path.lexists(target):
-            found = self._find(target)
-            if found is None:
-                msg = f"entry {path!r}: its hardlink target {target!r} is in no layer"
-                raise TreeError(msg)
-            self._directory("", target.rpartition("/")[0], 0)
-            self._copy_up(target, found)
+        path, target = self._current(path), self._current(link.target)
+        if not link.from_below and os.path.lexists(target):
+            os.link(target, path, follow_symlinks=False)
+            return
+        found = self._find_below(target) if link.from_below else self._find(target)
+        if found is None:
+            msg = f"entry {path!r}: its hardlink target {target!r} is in no layer"
+            raise TreeError(msg)
+        if link.from_below:
+            self._copy_up(target, found, path)
+            return
+        self._directory("", target.rpartition("/")[0], 0)
+        self._copy_up(target, found, target)
         os.link(target, path, follow_symlinks=False)
 
     def finish(self) -> None:
@@ -106,14 +125,18 @@ class _Settler:
             os.utime(path or ".", ns=(mtime, mtime))
 
     def _find(self, path: str) -> _Found | None:
-        """What the layers below show at `path`, as this layer lets it be seen."""
-        _, hidden = self._look(self._own, path)
+        """What the layers below show at `path`, unless a directory of this layer hides it."""
+        parent = path.rpartition("/")[0]
+        hidden = bool(parent) and self._look(self._own, parent)[1]
+        return None if hidden else self._find_below(path)
+
+    def _find_below(self, path: str) -> _Found | None:
         for lower in self._lowers:
-            if hidden:
-                return None
             status, hidden = self._look(lower, path)
             if status is not None:
                 return _Found(lower, status)
+            if hidden:
+                return None
         return None
 
     def _look(self, layer: int, path: str) -> tuple[os.stat_result | None, bool]:
@@ -121,7 +144,7 @@ class _Settler:
         self._enter(layer)
         try:
             hidden = False
-            for prefix in _prefixes(path):
+            for prefix in prefixes(path):
                 try:
                     status = os.lstat(prefix)
                 except FileNotFoundError:
@@ -140,11 +163,7 @@ class _Settler:
     def _follow(self, path: str, found: _Found, symlinks: int) -> str:
         if symlinks >= _MAX_SYMLINKS:
             raise OSError(errno.ELOOP, f"entry {path!r}: {os.strerror(errno.ELOOP)}")
-        self._enter(found.layer)
-        try:
-            target = os.readlink(path)
-        finally:
-            self._enter(self._own)
+        target = self._readlink(path, found)
         base = "" if target.startswith("/") else path.rpartition("/")[0]
         return self._directory(base, target, symlinks + 1)
 
@@ -191,37 +210,42 @@ class _Settler:
         )
         self._times[path] = status.st_mtime_ns
 
-    def _copy_up(self, path: str, found: _Found) -> None:
+    def _copy_up(self, source: str, found: _Found, path: str) -> None:
+        """Copy `source` of a lower layer to `path` of this one, with all that belongs to it."""
         status = found.status
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFDIR:
-            msg = f"a hardlink to the directory {path!r}"
+            msg = f"a hardlink to the directory {source!r}"
             raise TreeError(msg)
         if kind == stat.S_IFREG:
-            self._copy_file(path, found)
+            self._copy_file(source, found, path)
         elif kind == stat.S_IFLNK:
-            self._enter(found.layer)
-            target = os.readlink(path)
-            self._enter(self._own)
-            os.symlink(target, path)
+            os.symlink(self._readlink(source, found), path)
         else:
             os.mknod(path, status.st_mode, status.st_rdev)
         os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
         if kind != stat.S_IFLNK:
             os.chmod(path, stat.S_IMODE(status.st_mode))
-        set_xattrs(path, self._xattrs(found, path))
+        set_xattrs(path, self._xattrs(found, source))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
         self._count(status.st_size if kind == stat.S_IFREG else 0)
 
-    def _copy_file(self, path: str, found: _Found) -> None:
+    def _copy_file(self, source: str, found: _Found, path: str) -> None:
         self._enter(found.layer)
-        source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        original = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._enter(self._own)
         copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        while os.sendfile(copy, source, None, _COPY):
+        while os.sendfile(copy, original, None, _COPY):
             pass
         os.close(copy)
-        os.close(source)
+        os.close(original)
+
+    def _readlink(self, path: str, found: _Found) -> str:
+        self._enter(found.layer)
+        try:
+            return os.readlink(path)
+        finally:
+            self._enter(self._own)
 
     def _xattrs(self, found: _Found, path: str) -> dict[str, bytes]:
         self._enter(found.layer)
@@ -258,10 +282,3 @@ class _Settler:
     def _count(self, size: int) -> None:
         self.inodes += 1
         self.size += (size + _PAGE - 1) // _PAGE * _PAGE
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    """`a`, `a/b`, `a/b/c`."""
-    parts = path.split("/")
-    for length in range(1, len(parts) + 1):
-        yield "/".join(parts[:length])

@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 from cri_shim.wire.layer_tar import Entry, Kind, Whiteout, contained_path, is_aufs_mark, parse_whiteout
 from cri_shim.zygote.stream import LayerStream
@@ -36,19 +36,32 @@ class TreeError(ValueError):
     """The archive asks for something that a file system cannot hold; the text says what."""
 
 
+class Link(NamedTuple):
+    """A hardlink to be made when the lower layers are known."""
+
+    target: str
+    from_below: bool = False
+    """The target in the lower layers is meant, although this layer has something of that name."""
+
+
 class Tree:
     """Call `add` for each entry in order, then `finish`."""
 
     def __init__(self) -> None:
         self.implied: dict[str, None] = {}
         """Directories that entries need and that have no entry, parents first."""
-        self.links: dict[str, str] = {}
-        """Hardlinks whose target is not in this layer: path by path."""
+        self.links: dict[str, Link] = {}
+        """Hardlinks whose target is not in this layer, by path."""
+        self.whiteouts: dict[str, None] = {}
+        """Marks of names that lower layers should have."""
         self.root_given = False
         self.root_opaque = False
         self.size = 0
         self.inodes = 0
         self._times: dict[str, int] = {}
+        # Names in `links` by their target, and by the directories above it.
+        self._awaited: dict[str, list[str]] = {}
+        self._awaited_below: dict[str, list[str]] = {}
         self._directories: set[str] = {""}
         self._parents: dict[str, str] = {"": ""}
         self._makers: dict[Kind, Callable[[str, Entry, LayerStream], None]] = {
@@ -78,6 +91,7 @@ class Tree:
         directory, _, name = path.rpartition("/")
         place = _join(self._parent(directory), name)
         self.links.pop(place, None)
+        self._keep_links_to(place, below=entry.kind is not Kind.DIRECTORY)
         self._makers[entry.kind](place, entry, stream)
 
     def finish(self) -> None:
@@ -135,10 +149,11 @@ class Tree:
         source = None if found is None else _join(found, name)
         if source == path:
             return
-        if source is None or not os.path.lexists(source) or source in self.links:
+        pending = self.links.get(source) if source is not None else None
+        if source is None or pending is not None or not os.path.lexists(source):
             if os.path.lexists(path):
                 self._remove(path)
-            self.links[path] = source or target
+            self._await_target(path, pending or Link(source or target))
             return
         if is_whiteout(os.lstat(source)):
             msg = f"a hardlink to {target!r}, which the layer removes"
@@ -152,14 +167,32 @@ class Tree:
             make_opaque(directory)
             return
         path = _join(directory, whiteout.name)
+        self._keep_links_to(path, below=True)
         try:
             os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
         except FileExistsError:
             # A whiteout is about lower layers only: what this layer has there stays.
             if stat.S_ISDIR(os.lstat(path).st_mode):
-                make_opaque(path)
+                self._begin_anew(path)
             return
-        self._count(0)
+        self.whiteouts[path] = None
+
+    def _await_target(self, path: str, link: Link) -> None:
+        self.links[path] = link
+        *above, _ = prefixes(link.target)
+        self._awaited.setdefault(link.target, []).append(path)
+        for directory in above:
+            self._awaited_below.setdefault(directory, []).append(path)
+
+    def _keep_links_to(self, path: str, *, below: bool) -> None:
+        """Something takes the place of `path`: what was linked so far is the lower layers' file, there and below."""
+        names = self._awaited.pop(path, [])
+        if below:
+            names += self._awaited_below.pop(path, [])
+        for name in names:
+            link = self.links.get(name)
+            if link is not None and f"{link.target}/".startswith(f"{path}/"):
+                self.links[name] = Link(link.target, from_below=True)
 
     def _parent(self, directory: str) -> str:
         """Where the entries of an archive's directory go, made where it is missing."""
@@ -203,8 +236,9 @@ class Tree:
             return None
         if is_whiteout(status):
             os.unlink(path)
+            del self.whiteouts[path]
             self._imply(path)
-            make_opaque(path)
+            self._begin_anew(path)
             return path
         msg = f"{path!r} is not a directory"
         raise TreeError(msg)
@@ -216,6 +250,11 @@ class Tree:
         self._times[path] = 0
         self._count(_PAGE)
         return path
+
+    def _begin_anew(self, path: str) -> None:
+        """A directory in the place of one that the layer removes: nothing of that one is left, not even its mode."""
+        self.implied.pop(path, None)
+        make_opaque(path)
 
     def _make_over(self, path: str) -> None:
         """Make a directory where something is: a directory stays, a whiteout makes it opaque, all else is replaced."""
@@ -254,7 +293,7 @@ class Tree:
         below = f"{path}/"
         self._parents = {"": ""}
         self._directories = {""}
-        for recorded in (self.implied, self.links, self._times):
+        for recorded in (self.implied, self.links, self.whiteouts, self._times):
             for known in [known for known in recorded if known == path or known.startswith(below)]:
                 del recorded[known]
 
@@ -267,6 +306,15 @@ class Tree:
     def _count(self, size: int) -> None:
         self.inodes += 1
         self.size += (size + _PAGE - 1) // _PAGE * _PAGE
+
+
+def prefixes(path: str) -> Iterator[str]:
+    """`a`, `a/b`, `a/b/c`."""
+    end = path.find("/")
+    while end != -1:
+        yield path[:end]
+        end = path.find("/", end + 1)
+    yield path
 
 
 def is_whiteout(status: os.stat_result) -> bool:

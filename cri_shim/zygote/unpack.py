@@ -21,7 +21,7 @@ def unpack(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Unpack the blob `fds[0]` into the empty directory `fds[1]`; `compressed` is what the media type says.
 
     The result: `diff_id`; `size` and `inodes`, as made; what only lower layers can tell: `implied` directories, `links`
-    to files that are not here, and whether the root directory is `root_given` or `root_opaque`.
+    to files that are not here, `whiteouts`, and whether the root directory is `root_given` or `root_opaque`.
     """
     blob, directory = fds
     stream = LayerStream(blob, compressed=arguments["compressed"])
@@ -35,7 +35,8 @@ def unpack(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         "size": tree.size,
         "inodes": tree.inodes,
         "implied": list(tree.implied),
-        "links": list(tree.links.items()),
+        "links": [(path, *link) for path, link in tree.links.items()],
+        "whiteouts": list(tree.whiteouts),
         "root_given": tree.root_given,
         "root_opaque": tree.root_opaque,
     }

@@ -205,7 +205,7 @@ def test_credentials_are_not_sent_to_a_token_service_in_the_clear() -> None:
     [
         (Answer(404, {}, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no\\nsuch"}]}'), Failure.NOT_FOUND,
          "manifest registry.example/team/app:1 not found at registry registry.example (MANIFEST_UNKNOWN: no such)"),
-        (Answer(403, {}), Failure.DENIED, "registry registry.example refuses manifest registry.example/team/app:1: HTTP"),
+        (Answer(403, {}), Failure.DENIED, "registry registry.example refuses manifest registry.example/team/app:1"),
         (Answer(500, {}, b"<html>"), Failure.UNAVAILABLE, "RegistryUnavailable: registry registry.example answers"),
         (Answer(429, {}), Failure.UNAVAILABLE, "RegistryUnavailable: registry registry.example limits the rate"),
         (Answer(418, {}), Failure.OTHER, "registry registry.example answers manifest"),
