@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from cri_shim.log import get_logger
 from cri_shim.model.errors import CriShimError
 from cri_shim.rpc.status import status_of
+from cri_shim.spec import wellformed
 
 log = get_logger()
 
@@ -111,6 +112,7 @@ def _guarded(name: str, flow: Flow, gate: Gate) -> Callable[[Any, Context], Awai
         structlog.contextvars.bind_contextvars(rpc=name, **_ids(request))
         started = time.monotonic()
         try:
+            wellformed.check(request)
             response = await flow(request)
         except Exception as error:
             code, details = status_of(error)

@@ -76,9 +76,15 @@ async def test_what_is_not_there_is_unimplemented_by_name(channel: grpc.aio.Chan
 
 @pytest.mark.parametrize("body", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe"], ids=["garbage", "not UTF-8"])
 async def test_malformed_requests_are_invalid_arguments(channel: grpc.aio.Channel, body: bytes) -> None:
-    call = channel.unary_unary("/runtime.v1.RuntimeService/Version")
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/runtime.v1.RuntimeService/Version")
     with pytest.raises(grpc.aio.AioRpcError, match="VersionRequest") as caught:
         await call(body)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_no_request_may_hold_is_refused_before_any_flow(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match=r"version: 'a.+b' contains a NUL") as caught:
+        await api_pb2_grpc.RuntimeServiceStub(channel).Version(pb.VersionRequest(version="a\0b"))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
