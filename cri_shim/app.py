@@ -25,7 +25,7 @@ from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
 from cri_shim.kernel import fs, mounts, notify, process
 from cri_shim.loader import HandlerOptions, handler_options
-from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.rpc.edge import Gate
@@ -50,16 +50,17 @@ def serve(file: Path | None, listen: str | None) -> int:
     options = handler_options(config, origins)
     log.configure(config.log.level, config.log.format)
     os.umask(0o022)
-    status = asyncio.run(_run(config, options, Path(listen or config.listen)))
+    status = asyncio.run(_run(file, config, options, Path(listen or config.listen)))
     # Threads of the Wasm engine outlive the guests; a normal interpreter exit under them aborts the process.
     os._exit(status)
 
 
-async def _run(config: Config, options: Mapping[str, HandlerOptions], listen: Path) -> int:
+async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerOptions], listen: Path) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, file, config)
     layout = Layout(root=Path(config.root), state=Path(config.state))
     async with contextlib.AsyncExitStack() as stack:
         base = await _base(config, layout, stack)
@@ -71,12 +72,42 @@ async def _run(config: Config, options: Mapping[str, HandlerOptions], listen: Pa
         stack.push_async_callback(server.stop, DRAIN_SECONDS)
         await flows.recover()
         gate.open()
+        # Not before: what runtimes can do takes them half a second to say, and only Status needs it.
+        probing = asyncio.create_task(flows.handlers.probe())
+        stack.callback(probing.cancel)
         notify.notify("READY=1")
+        watchdog = asyncio.create_task(_watchdog())
+        stack.callback(watchdog.cancel)
         logger.info("serving", listen=str(listen), handlers=sorted(options), default=flows.handlers.default)
         await stop.wait()
         notify.notify("STOPPING=1")
         logger.info("stopping; Linux containers go on running")
     return 0
+
+
+def _reload(file: Path | None, config: Config) -> None:
+    """SIGHUP: take over the log's settings, and say what else has changed and needs a restart.
+
+    CNI configurations and registry hosts are not part of it: those files are looked at whenever they are used.
+    """
+    try:
+        fresh, origins = configuration.load(file)
+        handler_options(fresh, origins)
+    except CriShimError as error:
+        logger.error("the configuration is not reloaded", error=str(error))
+        return
+    log.configure(fresh.log.level, fresh.log.format)
+    before, after = configuration.as_dict(config), configuration.as_dict(fresh)
+    changed = sorted(key for key in after if key != "log" and before[key] != after[key])
+    logger.info("configuration reloaded", needs_restart=changed)
+
+
+async def _watchdog() -> None:
+    """Tell the service manager that the loop turns, as often as it wants to hear it."""
+    interval = notify.watchdog_interval()
+    while interval is not None:
+        notify.notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
 
 
 async def _base(config: Config, layout: Layout, stack: contextlib.AsyncExitStack) -> Base:

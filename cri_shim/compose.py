@@ -20,6 +20,7 @@ from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.layers import Layers
+from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.registry import Registry
 from cri_shim.adapters.store import Store
@@ -146,8 +147,7 @@ class Flows:
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""
         await self.images.repair()
-        probes = (handler.probe() for handler in self.handlers.live.values())
-        await asyncio.gather(self.recovery.run(), *probes)
+        await self.recovery.run()
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
@@ -184,8 +184,9 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits) -> tuple[_Pods, _Cont
     program = shutil.which(base.config.monitor.infra)
     infra = Infra(store, layout, handlers, node, locks, clock, Path(program).resolve() if program else None)
     stop = StopContainer(store, handlers, exits)
+    missing_source = MissingSource(base.config.missing_mount_source)
     containers = _Containers(
-        create=CreateContainer(store, layout, handlers, infra, node, clock, locks),
+        create=CreateContainer(store, layout, handlers, infra, node, clock, locks, missing_source),
         start=StartContainer(store, handlers, locks, clock, InFlight()),
         stop=stop,
         remove=RemoveContainer(store, layout, handlers, stop, locks, InFlight()),

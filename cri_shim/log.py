@@ -47,5 +47,5 @@ def configure(level: str, fmt: str, stream: TextIO | None = None) -> None:
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(out),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cri_shim.log import get_logger
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.handler import Handler
 from cri_shim.spec.dispatch import HandlerRules, pod_handler
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,17 @@ class Handlers:
     live: Mapping[str, Handler]
     rules: Mapping[str, HandlerRules]
     default: str
+    probed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the features of all handlers are known."""
+
+    async def probe(self) -> None:
+        """Ask every runtime what it can do; one that does not answer offers nothing."""
+        live = self.live.values()
+        results = await asyncio.gather(*(handler.probe() for handler in live), return_exceptions=True)
+        for handler, result in zip(live, results, strict=True):
+            if isinstance(result, Exception):
+                log.warning("cannot learn the features of a handler", handler=handler.name, error=str(result))
+        self.probed.set()
 
     def for_pod(self, asked: str) -> HandlerRules:
         """Rules of the pod's handler; NotFound, naming what there is, for an unknown one."""

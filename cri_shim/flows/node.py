@@ -41,7 +41,11 @@ class Node:
         )
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
-        """Both conditions, the handlers and, if asked for, configuration and facts."""
+        """Both conditions, the handlers and, if asked for, configuration and facts.
+
+        Only in the first moments of the daemon it waits: half a list of features would make the kubelet refuse pods.
+        """
+        await self.handlers.probed.wait()
         network = self.network.status()
         linux = any(handler.kind is Kind.LINUX for handler in self.handlers.live.values())
         runtime = pb.RuntimeCondition(type="RuntimeReady", status=True)
