@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from cri_shim.adapters import rootfs
+from cri_shim.adapters import mount_sources, rootfs
+from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.rootfs import RootfsFacts
 from cri_shim.adapters.store import Store
 from cri_shim.flows.container_remove import discard
@@ -69,6 +70,7 @@ class CreateContainer:
     node: NodeFacts
     clock: Clock
     locks: Locks
+    missing_source: MissingSource
     creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
     _requests: dict[ContainerName, pb.ContainerConfig] = field(default_factory=dict)
 
@@ -189,6 +191,8 @@ class CreateContainer:
                 old, handler=decision.handler, decision=decision.reason, user=process.user
             ),
         )
+        if asked.config.mounts:
+            await asyncio.to_thread(mount_sources.ensure, asked.config.mounts, self.missing_source)
         await handler.create(plan)
         await self._commit(record.id, asked.pod)
 
