@@ -50,6 +50,18 @@ class Streams:
     stderr: int
 
 
+@dataclass(frozen=True, slots=True)
+class ExecCall:
+    """A further process: its document (OCI runtime-spec, `process`), and where the runtime writes its pid."""
+
+    document: Path
+    pid_file: Path
+    args: tuple[str, ...]
+    """For the hint of an error."""
+    oom_score_adj: int
+    """As in the document: crun does not read it there, its process gets what the caller has."""
+
+
 class OciRuntime:
     """The calls of one binary with one state directory."""
 
@@ -103,21 +115,25 @@ class OciRuntime:
         if done.returncode != 0 and await asyncio.to_thread((self.root / container_id).exists):
             raise await self._error("cannot delete the container", done, log)
 
-    async def exec(
-        self, container_id: ContainerId, spec: Path, pid_file: Path, streams: Streams, command: Sequence[str]
-    ) -> process.Child:
+    async def exec(self, container_id: ContainerId, call: ExecCall, streams: Streams) -> process.Child:
         """Start a further process; returns when it runs. The daemon, a subreaper, is its parent then."""
-        log = pid_file.with_suffix(".log")
+        log = call.pid_file.with_suffix(".log")
         argv = [self.program, *self.global_arguments(log), "exec", "--detach"]
-        argv += [f"--process={spec}", f"--pid-file={pid_file}", container_id]
+        argv += [f"--process={call.document}", f"--pid-file={call.pid_file}", container_id]
         enter = await self._enter()
+
+        def spawn() -> process.Child:
+            caller = process.spawn(argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
+            process.set_oom_score_adj(caller.pid, call.oom_score_adj)
+            return caller
+
         with process.Reaper().hold():
-            caller = await asyncio.to_thread(_spawn, argv, streams, enter) if enter else _spawn(argv, streams, None)
+            caller = await asyncio.to_thread(spawn) if enter else spawn()
             returncode = await _ended(caller, argv)
             if returncode == 0:
-                return process.adopt(int(await asyncio.to_thread(pid_file.read_bytes)))
+                return process.adopt(int(await asyncio.to_thread(call.pid_file.read_bytes)))
         failed = process.Completed(tuple(argv), returncode, b"", b"")
-        raise await self._error("cannot exec in the container", failed, log, command)
+        raise await self._error("cannot exec in the container", failed, log, call.args)
 
     async def create_error(self, said: str, log: Path, command: Sequence[str]) -> CriShimError:
         """The error for a failed `create`, of which conmon has `said` something."""
@@ -163,10 +179,6 @@ class OciRuntime:
 
     def _hidden(self) -> tuple[Path, ...]:
         return (self._host.unified,) if self._host.unified is not None else ()
-
-
-def _spawn(argv: Sequence[str], streams: Streams, enter: Enter | None) -> process.Child:
-    return process.spawn(argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
 
 
 async def _ended(caller: process.Child, argv: Sequence[str]) -> int:

@@ -419,10 +419,9 @@ def reset_oom_score_adj(pid: int) -> None:
 
 
 def set_oom_score_adj(pid: int, score: int) -> None:
-    """Give a child a score (proc_pid_oom_score_adj(5)); gone = success. OSError for less than the kernel allows us."""
-    path = Path(f"/proc/{pid}/oom_score_adj")
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        path.write_bytes(b"%d" % score)
+    """Give a child a score (proc_pid_oom_score_adj(5)), unless the kernel allows us none so low. Gone = success."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        Path(f"/proc/{pid}/oom_score_adj").write_bytes(b"%d" % score)
 
 
 def process_start_time(pid: int) -> int | None:

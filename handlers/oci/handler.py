@@ -14,6 +14,7 @@ import signal as signals
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -21,7 +22,7 @@ import msgspec
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.exec_session import OciExecSession, kill_leftovers, remember
 from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervised
-from cri_shim.adapters.oci_runtime import Enter, OciRuntime, Streams
+from cri_shim.adapters.oci_runtime import Enter, ExecCall, OciRuntime, Streams
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import pidfd, process
 from cri_shim.log import get_logger
@@ -236,18 +237,10 @@ class OciHandler:
 
     async def _exec(self, container: _Container, request: ExecRequest) -> ExecSession:
         launch = container.supervised.launch
-        directory = launch.files.bundle / "exec"
-        note = directory / f"{next(container.execs)}.pid"
-        process_file = note.with_suffix(".json")
-
-        def write() -> None:
-            directory.mkdir(mode=0o700, exist_ok=True)
-            document = msgspec.json.decode(launch.files.config.read_bytes())
-            process_file.write_bytes(msgspec.json.encode(spec.exec_process(document["process"], request.args)))
-
-        await asyncio.to_thread(write)
+        note = launch.files.bundle / "exec" / f"{next(container.execs)}.pid"
+        call = await asyncio.to_thread(_write_exec, launch.files, note, request.args)
         streams = Streams(request.stdin, request.stdout, request.stderr)
-        child = await self._runtime.exec(launch.container_id, process_file, note, streams, request.args)
+        child = await self._runtime.exec(launch.container_id, call, streams)
         await asyncio.to_thread(remember, note, child.pid)
         return OciExecSession(child, note)
 
@@ -277,6 +270,15 @@ def _launch_of(plan: ContainerPlan) -> Launch:
         stdin=plan.config.stdin,
         stdin_once=plan.config.stdin_once,
     )
+
+
+def _write_exec(files: Files, note: Path, args: tuple[str, ...]) -> ExecCall:
+    """The document of a further process, from that of the first one."""
+    note.parent.mkdir(mode=0o700, exist_ok=True)
+    process_file = note.with_suffix(".json")
+    document = spec.exec_process(msgspec.json.decode(files.config.read_bytes())["process"], args)
+    process_file.write_bytes(msgspec.json.encode(document))
+    return ExecCall(process_file, note, args, document["oomScoreAdj"])
 
 
 def _signal_first(supervised: Supervised, signal: int) -> None:
