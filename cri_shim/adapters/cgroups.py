@@ -27,7 +27,8 @@ _UNLIMITED: Final = 1 << 62
 """v1 writes an unlimited memory.limit_in_bytes as the largest page-aligned 63-bit number."""
 _KILL_SECONDS: Final = 10.0
 _BUSY_SECONDS: Final = 5.0
-_PAUSE: Final = 0.01
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.01
 
 
 class Version(enum.Enum):
@@ -217,9 +218,10 @@ def _removed(directory: Path) -> bool:
 
 
 def _until(attempt: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while not attempt():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_PAUSE)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
     return True

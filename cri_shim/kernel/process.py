@@ -23,7 +23,7 @@ from cri_shim.kernel import libc, pidfd, threads
 from cri_shim.kernel.pipes import Drain, Feed
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, ResourceExhausted
 
-UNKNOWN_EXIT: Final = -1
+UNKNOWN_EXIT: Final = -256  # no signal has this number
 """What `Child.wait` returns for a process that is not our child: it is gone, its status went to its own parent."""
 
 _ERROR_TEXT: Final = 500
