@@ -223,18 +223,16 @@ class Repository:
         if ingest.received:
             await asyncio.to_thread(ingest.restart)
         host = conversation.host
-        async with self._registry.open(conversation.blob(ingest.digest), host) as content:
-            if content.length is not None and content.length != ingest.size:
-                msg = (
-                    f"{ingest.what}: expected {ingest.size} bytes, registry {host.authority} announces {content.length}"
-                )
-                raise RegistryError(Failure.OTHER, msg)
-            try:
+        try:
+            async with self._registry.open(conversation.blob(ingest.digest), host) as content:
+                if content.length is not None and content.length != ingest.size:
+                    says = f"registry {host.authority} announces {content.length}"
+                    raise RegistryError(Failure.OTHER, f"expected {ingest.size} bytes, {says}")
                 await _stream(content, ingest)
-            except RegistryError as error:
-                received = f"{ingest.received} of {ingest.size} bytes"
-                msg = f"{ingest.what}: {error.cause.removeprefix(UNAVAILABLE_PREFIX)} after {received}"
-                raise RegistryError(error.failure, msg) from error
+        except RegistryError as error:
+            progress = f" after {ingest.received} of {ingest.size} bytes" if ingest.received else ""
+            cause = f"{ingest.what}: {error.cause.removeprefix(UNAVAILABLE_PREFIX)}{progress}"
+            raise RegistryError(error.failure, cause, hint=error.hint) from error
 
 
 async def _stream(content: Body, ingest: Ingest) -> None:
@@ -254,14 +252,20 @@ async def _stream(content: Body, ingest: Ingest) -> None:
 
 
 async def _batches(content: Body) -> AsyncGenerator[list[bytes]]:
+    """What arrives, in portions that are worth a thread; also what came before a connection broke."""
     batch: list[bytes] = []
     size = 0
-    async for chunk in content.chunks():
-        batch.append(chunk)
-        size += len(chunk)
-        if size >= _BATCH:
+    try:
+        async for chunk in content.chunks():
+            batch.append(chunk)
+            size += len(chunk)
+            if size >= _BATCH:
+                yield batch
+                batch, size = [], 0
+    except RegistryError:
+        if batch:
             yield batch
-            batch, size = [], 0
+        raise
     if batch:
         yield batch
 

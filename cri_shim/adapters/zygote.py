@@ -63,7 +63,7 @@ class Zygote:
 
     def __init__(self, held: Sequence[int] = (), search_path: Sequence[str] | None = None) -> None:
         self._held = tuple(held)
-        self._search_path = _own_search_path() if search_path is None else list(search_path)
+        self.search_path = tuple(_own_search_path() if search_path is None else search_path)
         self._starting = asyncio.Lock()
         self._channel: socket.socket | None = None
         self._process: process.Child | None = None
@@ -114,7 +114,7 @@ class Zygote:
                 self._process = None
 
     def _request(self, task: str, arguments: Mapping[str, Any]) -> bytes:
-        call = {"path": self._search_path, "task": task, "arguments": arguments, "held": len(self._held)}
+        call = {"path": self.search_path, "task": task, "arguments": arguments, "held": len(self._held)}
         return json.dumps(call).encode()
 
     def _start(self) -> None:

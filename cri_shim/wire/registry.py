@@ -139,19 +139,20 @@ class Conversation:
 
     def manifest(self, reference: str) -> Exchange:
         """Ask for a manifest or index by tag or digest."""
-        return self._begin(f"manifests/{reference}", ", ".join((*MANIFEST_TYPES, "*/*;q=0.1")))
+        accept = ", ".join((*MANIFEST_TYPES, "*/*;q=0.1"))
+        return self._begin(f"manifests/{reference}", accept, f"manifest {self._ref.text}")
 
     def blob(self, digest: Digest) -> Exchange:
         """Ask for a blob."""
-        return self._begin(f"blobs/{digest}", "*/*")
+        return self._begin(f"blobs/{digest}", "*/*", f"blob {digest}")
 
-    def _begin(self, resource: str, accept: str) -> Exchange:
+    def _begin(self, resource: str, accept: str, what: str) -> Exchange:
         url = f"{self.host.url}/{self._ref.path}/{resource}"
         if self.host.is_mirror:
             url += "?" + urlencode({"ns": self._ref.domain})
         # A compressed answer would be hashed as it is on the wire, not as the digest says.
         headers = (("Accept", accept), ("Accept-Encoding", "identity"), *self.host.headers)
-        return Exchange(self, Request(url, headers), what=f"{resource.partition('/')[0][:-1]} {self._ref.text}")
+        return Exchange(self, Request(url, headers), what)
 
     @property
     def authorization(self) -> str:
@@ -290,7 +291,9 @@ class Exchange:
                     else "the credentials given are wrong or do not allow it",
                 )
             case 429:
-                return RegistryError(Failure.UNAVAILABLE, f"{where} limits the rate of requests: HTTP 429{detail}")
+                return RegistryError(
+                    Failure.UNAVAILABLE, f"{where} answers {self._what} with HTTP 429: too many requests{detail}"
+                )
             case status if status >= 500:
                 return RegistryError(Failure.UNAVAILABLE, f"{where} answers {self._what} with HTTP {status}{detail}")
             case status:

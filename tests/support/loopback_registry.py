@@ -15,6 +15,7 @@ import enum
 import itertools
 import json
 import re
+import ssl
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class _State:
 class LoopbackRegistry:
     """`address` is `127.0.0.1:port`."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> None:
         self._state = _State()
         state = self._state
 
@@ -73,6 +74,10 @@ class LoopbackRegistry:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
+        self._scheme = "http"
+        if tls is not None:
+            self._scheme = "https"
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
@@ -81,7 +86,7 @@ class LoopbackRegistry:
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self._scheme}://{self.address}"
 
     @property
     def requests(self) -> list[str]:

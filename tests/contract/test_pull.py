@@ -1,0 +1,513 @@
+"""Pulls from a registry that may misbehave: what is there afterwards, and what the errors say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, PullError
+from cri_shim.pb import api_pb2 as pb
+from tests.support import images
+from tests.support.images import directory, file, layer
+from tests.support.loopback_registry import Fault, LoopbackRegistry
+from tests.support.puller import Node
+
+WASM = images.wasm_artifact(b"\0asm\x01\0\0\0" + random.Random(1).randbytes(200_000))
+FIRST = layer([directory("./"), directory("etc"), file("etc/os", b"test\n")])
+SECOND = layer([directory("data"), file("data/noise", random.Random(2).randbytes(300_000))])
+LINUX = images.image([FIRST, SECOND], {"Cmd": ["sh"], "User": "1000:1000"})
+BOTH = images.index({f"linux/{images.ARCHITECTURE}": LINUX, "wasi/wasm": WASM, "linux/s390x": LINUX})
+
+needs_root = pytest.mark.root
+
+
+@pytest.fixture
+def registry() -> Iterator[LoopbackRegistry]:
+    with LoopbackRegistry() as started:
+        yield started
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    made = Node(tmp_path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def test_a_wasm_artifact_needs_no_root_and_no_unpacking(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/hello:1", WASM)
+    assert await node.pull(name) == WASM.id
+    image = await node.status(name)
+    assert image is not None
+    assert image.id == WASM.id
+    assert list(image.repo_tags) == [name]
+    assert list(image.repo_digests) == [f"{registry.address}/demo/hello@{WASM.digest}"]
+    assert image.size == sum(len(blob.data) for blob in WASM.blobs)
+    (record,) = node.store.images.values()
+    assert record.wasm is not None
+    assert node.content.path(record.wasm.digest).read_bytes() == WASM.blobs[1].data
+    assert node.debris() == []
+    await node.remove(name)
+    assert (await node.listed(), node.blobs()) == ([], set())
+
+
+@needs_root
+async def test_a_linux_image_is_unpacked_and_its_blobs_are_dropped(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/app:1", LINUX)
+    assert await node.pull(name) == LINUX.id
+    (record,) = node.store.images.values()
+    assert list(record.layers) == [FIRST.diff_id, SECOND.diff_id]
+    assert node.blobs() == {LINUX.digest, LINUX.config.digest}
+    number = next(layer.number for layer in node.store.layers.values() if layer.key == FIRST.diff_id)
+    assert (node.layout.layer(number) / "etc/os").read_text() == "test\n"
+    image = await node.status(record.id)
+    assert image is not None
+    assert (image.uid.value, image.username) == (1000, "")
+    assert node.debris() == []
+
+
+async def test_without_root_a_linux_image_is_refused_before_its_layers_come(
+    node: Node, registry: LoopbackRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.pull_image.puller.layers, "_privileged", False)
+    with pytest.raises(FailedPrecondition, match="without root cannot unpack Linux layers; run the daemon as root"):
+        await node.pull(registry.add("demo/app:1", LINUX))
+    assert not any(FIRST.digest in request for request in registry.requests)
+    assert (node.blobs(), node.debris()) == (set(), [])
+
+
+async def test_by_digest_and_by_both(node: Node, registry: LoopbackRegistry) -> None:
+    registry.add("demo/hello:1", WASM)
+    by_digest = f"{registry.address}/demo/hello@{WASM.digest}"
+    await node.pull(by_digest)
+    image = await node.status(by_digest)
+    assert image is not None
+    assert (list(image.repo_tags), list(image.repo_digests)) == ([], [by_digest])
+    asked = len(registry.requests)
+    await node.pull(f"{registry.address}/demo/hello:1@{WASM.digest}")
+    assert len(registry.requests) == asked, "content by digest is there: nobody has to be asked"
+    assert await node.status(f"{registry.address}/demo/hello:other@{WASM.digest}") is not None
+
+
+async def test_one_image_with_many_names_is_one_image(node: Node, registry: LoopbackRegistry) -> None:
+    names = [registry.add(name, WASM) for name in ("a/x:1", "a/x:2", "b/y:1")]
+    assert {await node.pull(name) for name in names} == {WASM.id}
+    (image,) = await node.listed()
+    assert list(image.repo_tags) == names
+    assert len(image.repo_digests) == 2
+    await node.remove(names[1])
+    assert await node.listed() == []
+    await node.remove(names[1])
+
+
+async def test_a_tag_that_moves_leaves_the_old_image_nameless(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/hello:1", WASM)
+    await node.pull(name)
+    newer = images.wasm_artifact(b"\0asm newer")
+    registry.add("demo/hello:1", newer)
+    await node.pull(name)
+    found = {image.id: list(image.repo_tags) for image in await node.listed()}
+    assert found == {WASM.id: [], newer.id: [name]}
+
+
+@needs_root
+async def test_the_platform_is_chosen_by_what_is_wanted(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/both:1", BOTH)
+    assert await node.pull(name) == LINUX.id
+    image = await node.status(name)
+    assert image is not None
+    assert list(image.repo_digests) == [f"{registry.address}/demo/both@{BOTH.digest}"]
+    node.wants_wasm = True
+    assert await node.pull(f"{registry.address}/demo/both@{BOTH.digest}") == WASM.id
+    assert node.debris() == []
+
+
+async def test_no_platform_fits(node: Node, registry: LoopbackRegistry) -> None:
+    with pytest.raises(PullError, match="only for: linux/s390x"):
+        await node.pull(registry.add("demo/far:1", images.index({"linux/s390x": LINUX})))
+    assert node.debris() == []
+
+
+@needs_root
+async def test_layers_are_shared_and_go_with_the_last_image(node: Node, registry: LoopbackRegistry) -> None:
+    other = images.image([FIRST, SECOND], {"Cmd": ["other"]})
+    one, two = registry.add("demo/one:1", LINUX), registry.add("demo/two:1", other)
+    await node.pull(one)
+    await node.pull(two)
+    fetched = [request for request in registry.requests if FIRST.digest in request]
+    assert len(fetched) == 1
+    await node.remove(one)
+    assert len(node.store.layers.values()) == 2
+    await node.remove(two)
+    assert (node.store.layers.values(), node.blobs(), node.debris()) == ((), set(), [])
+
+
+@needs_root
+async def test_layers_of_a_container_outlive_the_image(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/app:1", LINUX)
+    await node.pull(name)
+    node.in_use = set(node.store.layers.keys())
+    await node.remove(name)
+    assert len(node.store.layers.values()) == 2
+    node.in_use = set()
+    await node.collector.drop_unused(node.store.layers.keys())
+    assert node.debris() == []
+
+
+@needs_root
+async def test_pulls_side_by_side_share_all_work(node: Node, registry: LoopbackRegistry) -> None:
+    other = images.image([FIRST, SECOND], {"Cmd": ["other"]})
+    names = [registry.add("demo/one:1", LINUX), registry.add("demo/two:1", other)]
+    release = registry.hold_blobs()
+    pulls = [asyncio.ensure_future(node.pull(name)) for name in names * 4]
+    await asyncio.sleep(0.2)
+    release.set()
+    assert set(await asyncio.gather(*pulls)) == {LINUX.id, other.id}
+    for digest in (FIRST.digest, SECOND.digest, LINUX.config.digest):
+        assert sum(digest in request for request in registry.requests) == 1
+    assert sum("manifests/" in request for request in registry.requests) == 2
+    assert node.debris() == []
+
+
+async def test_five_removes_at_once_all_succeed(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/hello:1", WASM)
+    await node.pull(name)
+    await asyncio.gather(*(node.remove(name) for _ in range(5)))
+    assert (await node.listed(), node.debris()) == ([], [])
+
+
+@needs_root
+async def test_a_cancelled_pull_leaves_nothing_and_can_be_repeated(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/app:1", LINUX)
+    for _ in range(8):
+        release = registry.hold_blobs()
+        release.set()
+        pull = asyncio.ensure_future(node.pull(name))
+        await asyncio.sleep(random.Random().random() * 0.15)
+        pull.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await pull
+            await node.remove(name)
+    await node.settled()
+    assert await node.pull(name) == LINUX.id
+    assert node.debris() == []
+
+
+async def test_one_who_leaves_does_not_stop_the_others(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/hello:1", WASM)
+    release = registry.hold_blobs()
+    leaver, stayer = asyncio.ensure_future(node.pull(name)), asyncio.ensure_future(node.pull(name))
+    await asyncio.sleep(0.1)
+    leaver.cancel()
+    await asyncio.sleep(0.05)
+    release.set()
+    assert await stayer == WASM.id
+    assert leaver.cancelled()
+
+
+async def test_different_credentials_never_share_a_pull(node: Node, registry: LoopbackRegistry) -> None:
+    registry.require_basic("user", "right")
+    name = registry.add("demo/hello:1", WASM)
+    right, wrong = pb.AuthConfig(username="user", password="right"), pb.AuthConfig(username="user", password="wrong")
+    results = await asyncio.gather(node.pull(name, right), node.pull(name, wrong), return_exceptions=True)
+    assert results[0] == WASM.id
+    assert isinstance(results[1], PullError)
+    assert "the credentials given are wrong" in str(results[1])
+    assert "wrong" not in str(results[1]).replace("given are wrong", "")
+
+
+async def test_a_token_is_used_for_all_of_a_pull(node: Node, registry: LoopbackRegistry) -> None:
+    registry.require_token("user", "right")
+    name = registry.add("demo/hello:1", WASM)
+    with pytest.raises(PullError, match="incorrect username or password"):
+        await node.pull(name)
+    await node.pull(name, pb.AuthConfig(username="user", password="right"))
+    assert sum("/token" in request for request in registry.requests) == 2
+
+
+async def test_credentials_do_not_follow_a_redirect(node: Node, registry: LoopbackRegistry) -> None:
+    registry.require_basic("user", "right")
+    name = registry.add("demo/hello:1", WASM)
+    with LoopbackRegistry() as store:
+        store.add("demo/hello:1", WASM)
+        registry.redirect_blobs(store)
+        await node.pull(name, pb.AuthConfig(username="user", password="right"))
+        assert len(store.requests) == 2
+        assert store.authorizations == []
+
+
+MODULE = WASM.blobs[1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (Fault.TRUNCATE, "the connection broke within an answer after [0-9]+ of 200008 bytes"),
+        (Fault.SHORT, "expected 200008 bytes, the registry sent 100004"),
+        (Fault.LONG, "sends more than the 200008 bytes"),
+        (Fault.CORRUPT, f"expected content with digest {MODULE.digest}, the registry sent sha256:"),
+        (Fault.NOT_FOUND, "not found at registry"),
+        (Fault.ERROR, r"HTTP 500 \(UNKNOWN: the disk is on fire\)"),
+        (Fault.LIMITED, "HTTP 429: too many requests"),
+        (Fault.CLOSE, "Server disconnected"),
+        (Fault.HTML, "expected 200008 bytes, registry .* announces 40"),
+        (Fault.DENIED, "HTTP 401"),
+    ],
+)
+async def test_a_bad_blob_is_refused_and_leaves_nothing(
+    node: Node, registry: LoopbackRegistry, fault: Fault, text: str
+) -> None:
+    name = registry.add("demo/hello:1", WASM)
+    registry.fail(MODULE.digest, fault)
+    with pytest.raises(PullError, match=text) as caught:
+        await node.pull(name)
+    assert name in str(caught.value)
+    assert (await node.listed(), node.blobs(), node.debris()) == ([], set(), [])
+    registry.heal()
+    assert await node.pull(name) == WASM.id
+
+
+async def test_a_registry_that_falls_silent_is_given_up(tmp_path: Path, registry: LoopbackRegistry) -> None:
+    node = Node(tmp_path, stall_seconds=0.3)
+    await node.open()
+    registry.fail(MODULE.digest, Fault.STALL)
+    with pytest.raises(PullError, match=r"it sends nothing after [0-9]+ of 200008 bytes"):
+        await node.pull(registry.add("demo/hello:1", WASM))
+    assert node.debris() == []
+    await node.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (Fault.CORRUPT, "expected content with digest|malformed"),
+        (Fault.NOT_FOUND, r"^manifest .*demo/hello:1 not found at registry .*MANIFEST_UNKNOWN"),
+        (Fault.ERROR, "^RegistryUnavailable: "),
+        (Fault.CLOSE, "^RegistryUnavailable: "),
+        (Fault.TRUNCATE, "^RegistryUnavailable: "),
+        (Fault.DENIED, r"^registry .* refuses manifest .*HTTP 401.*; give credentials"),
+        (Fault.HTML, "malformed"),
+    ],
+)
+async def test_a_bad_manifest_is_refused(node: Node, registry: LoopbackRegistry, fault: Fault, text: str) -> None:
+    name = registry.add("demo/hello:1", WASM)
+    registry.fail("manifests/", fault)
+    with pytest.raises(PullError, match=text):
+        await node.pull(name)
+    assert (node.blobs(), node.debris()) == (set(), [])
+
+
+@needs_root
+@pytest.mark.parametrize("fault", [Fault.TRUNCATE, Fault.CORRUPT, Fault.ERROR])
+async def test_one_bad_layer_leaves_none(node: Node, registry: LoopbackRegistry, fault: Fault) -> None:
+    registry.fail(SECOND.digest, fault)
+    with pytest.raises(PullError, match=f"layer {SECOND.digest} of .*demo/app:1|demo/app:1"):
+        await node.pull(registry.add("demo/app:1", LINUX))
+    await node.settled()
+    assert (node.store.layers.values(), node.blobs()) == ((), set())
+
+
+@needs_root
+async def test_a_layer_that_is_not_what_its_config_says(node: Node, registry: LoopbackRegistry) -> None:
+    lie = images.Blob(SECOND.data, SECOND.media_type, FIRST.diff_id)
+    with pytest.raises(PullError, match=f"layer {SECOND.digest} of .*: expected content with diff ID {FIRST.diff_id}"):
+        await node.pull(registry.add("demo/lie:1", images.image([lie])))
+    assert (node.blobs(), node.debris()) == (set(), [])
+
+
+async def test_a_registry_that_is_not_there(node: Node) -> None:
+    with pytest.raises(PullError, match=r"^RegistryUnavailable: registry 127\.0\.0\.1:1: cannot connect"):
+        await node.pull("127.0.0.1:1/demo/hello:1")
+    with pytest.raises(PullError, match=r"^RegistryUnavailable: registry registry\.invalid: "):
+        await node.pull("registry.invalid/demo/hello:1")
+
+
+@pytest.mark.parametrize("name", ["", "Bad Name", "a" * 3000, "x@sha256:12", "caf\u00e9"])
+async def test_a_bad_name_is_refused(node: Node, name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        await node.pull(name)
+
+
+async def test_a_mirror_is_asked_first_and_the_registry_last(node: Node, registry: LoopbackRegistry) -> None:
+    with LoopbackRegistry() as mirror:
+        mirror.add("library/hello:latest", WASM)
+        place = node.certs / "docker.io"
+        place.mkdir(parents=True)
+        text = f'server = "{registry.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]\n'
+        (place / "hosts.toml").write_text(text)
+        assert await node.pull("hello") == WASM.id
+        assert registry.requests == []
+        assert all("ns=docker.io" in request for request in mirror.requests)
+        registry.add("library/other:latest", images.wasm_artifact(b"\0asm other"))
+        await node.pull("other")
+        mirror.fail("manifests", Fault.ERROR)
+        registry.fail("manifests", Fault.NOT_FOUND)
+        with pytest.raises(PullError, match=r"not found at .*; before that, 127.*HTTP 500"):
+            await node.pull("third")
+
+
+async def test_a_broken_hosts_file_is_named(node: Node) -> None:
+    place = node.certs / "docker.io"
+    place.mkdir(parents=True)
+    (place / "hosts.toml").write_text("server = [")
+    with pytest.raises(FailedPrecondition, match=r"hosts\.toml: "):
+        await node.pull("hello")
+
+
+async def test_tls_needs_a_ca_that_is_known(node: Node, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*request, *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with LoopbackRegistry(tls=context) as secure:
+        secure.add("demo/hello:1", WASM)
+        port = secure.address.rpartition(":")[2]
+        name = f"localhost:{port}/demo/hello:1"
+        place = node.certs / f"localhost:{port}"
+        place.mkdir(parents=True)
+        hosts = place / "hosts.toml"
+        hosts.write_text(f'server = "https://localhost:{port}"\n')
+        with pytest.raises(PullError, match=r"TLS with registry localhost:.* failed: .*certificate.*; name its CA"):
+            await node.pull(name)
+        hosts.write_text(f'server = "https://localhost:{port}"\nca = "missing.pem"\n')
+        with pytest.raises(FailedPrecondition, match=r"cannot load .*missing\.pem"):
+            await node.pull(name)
+        hosts.write_text(f'server = "https://localhost:{port}"\nca = "{certificate}"\n')
+        assert await node.pull(name) == WASM.id
+        await node.remove(name)
+        hosts.write_text(f'server = "https://localhost:{port}"\nskip_verify = true\n')
+        assert await node.pull(name) == WASM.id
+
+
+@needs_root
+async def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, registry: LoopbackRegistry) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=True)
+    try:
+        node = Node(small)
+        await node.open()
+        with pytest.raises(CriShimError, match="no space left on the file system of") as caught:
+            await node.pull(registry.add("demo/app:1", LINUX))
+        assert caught.value.code.value == "resource exhausted"
+        await node.settled()
+        assert (node.blobs(), node.debris()) == (set(), [])
+        await node.close()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@needs_root
+async def test_kept_blobs_make_a_complete_layout(tmp_path: Path, registry: LoopbackRegistry) -> None:
+    node = Node(tmp_path, keep_blobs=True)
+    await node.open()
+    await node.pull(registry.add("demo/app:1", LINUX))
+    assert node.blobs() == {LINUX.digest, *(blob.digest for blob in LINUX.blobs)}
+    assert sum(FIRST.digest in request for request in registry.requests) == 1
+    await node.close()
+
+
+@needs_root
+async def test_start_up_mends_what_a_killed_daemon_left(tmp_path: Path, registry: LoopbackRegistry) -> None:
+    linux, wasm = registry.add("demo/app:1", LINUX), registry.add("demo/hello:1", WASM)
+    node = Node(tmp_path)
+    await node.open()
+    await node.pull(linux)
+    await node.pull(wasm)
+    await node.close()
+    layout = node.layout
+    (layout.layers / "77.tmp").mkdir()
+    (layout.layers / "78" / "x").mkdir(parents=True)
+    (layout.partials / "abc").write_bytes(b"x")
+    (layout.blob(node.store.images.values()[0].manifest).parent / ("0" * 64)).write_bytes(b"x")
+    again = Node(tmp_path)
+    await again.open()
+    assert {image.id for image in await again.listed()} == {LINUX.id, WASM.id}
+    assert again.debris() == []
+    (record,) = (record for record in again.store.images.values() if record.wasm is not None)
+    await again.close()
+    layout.blob(record.manifest).unlink()
+    third = Node(tmp_path)
+    await third.open()
+    assert [image.id for image in await third.listed()] == [LINUX.id]
+    assert third.debris() == []
+    await third.pull(wasm)
+    await third.close()
+
+
+async def test_what_images_take_is_known_without_looking(node: Node, registry: LoopbackRegistry) -> None:
+    before = await node.query.image_fs_info(pb.ImageFsInfoRequest())
+    await node.pull(registry.add("demo/hello:1", WASM))
+    after = await node.query.image_fs_info(pb.ImageFsInfoRequest())
+    assert before.image_filesystems[0].used_bytes.value == 0
+    grown = after.image_filesystems[0]
+    assert grown.used_bytes.value == sum(len(blob.data) for blob in WASM.blobs) + len(WASM.manifest.data)
+    assert grown.inodes_used.value == 3
+    assert Path(grown.fs_id.mountpoint).is_dir()
+    assert after.container_filesystems[0].fs_id == grown.fs_id
+    assert grown.timestamp > before.image_filesystems[0].timestamp
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "username"),
+    [
+        ("", None, ""),
+        ("0", 0, ""),
+        ("1000:50", 1000, ""),
+        ("www", None, "www"),
+        ("www:grp", None, "www"),
+        (":5", None, ""),
+    ],
+)
+async def test_the_user_of_an_image(
+    node: Node, registry: LoopbackRegistry, user: str, uid: int | None, username: str
+) -> None:
+    name = registry.add("demo/user:1", images.wasm_image(b"\0asm", {"User": user}))
+    await node.pull(name)
+    image = await node.status(name)
+    assert image is not None
+    assert (image.uid.value if image.HasField("uid") else None, image.username) == (uid, username)
+
+
+async def test_pinned_images_are_said_to_be(node: Node, registry: LoopbackRegistry) -> None:
+    await node.pull(registry.add("demo/pinned-a:1", WASM))
+    await node.pull(registry.add("demo/free:1", images.wasm_artifact(b"\0asm free")))
+    assert sorted(image.pinned for image in await node.listed()) == [False, True]
+
+
+async def test_an_image_that_is_not_there_is_no_error(node: Node) -> None:
+    assert await node.status("nothing:1") is None
+    filtered = pb.ListImagesRequest(filter=pb.ImageFilter(image=pb.ImageSpec(image="nothing")))
+    assert list((await node.query.list_images(filtered)).images) == []
+
+
+@needs_root
+async def test_from_a_real_registry(node: Node, tmp_path: Path) -> None:
+    with images.registry(tmp_path / "registry") as real:
+        names = {
+            real.push("demo/oci:1", LINUX): LINUX.id,
+            real.push("demo/hello:1", WASM): WASM.id,
+            real.push(
+                "demo/both:1", images.index({f"linux/{images.ARCHITECTURE}": LINUX, "wasi/wasm": WASM})
+            ): LINUX.id,
+        }
+        docker = images.docker_image([layer([file("a")], images.DOCKER_TAR_GZIP)])
+        names[real.push("demo/docker:1", docker)] = docker.id
+        for name, expected in names.items():
+            assert await node.pull(name) == expected
+        with pytest.raises(PullError, match=r"manifest .*demo/none:1 not found at registry .*MANIFEST_UNKNOWN"):
+            await node.pull(f"{real.address}/demo/none:1")
+    with pytest.raises(PullError, match=r"^RegistryUnavailable: "):
+        await node.pull(f"{real.address}/demo/oci:1")
+    assert node.debris() == []

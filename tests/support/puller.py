@@ -1,0 +1,99 @@
+"""The image side of a daemon, wired as the daemon does it, for tests of pulls without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cri_shim.adapters.content import Content
+from cri_shim.adapters.layers import Layers
+from cri_shim.adapters.registry import Registry
+from cri_shim.adapters.store import Store
+from cri_shim.adapters.zygote import Zygote
+from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_pull import PullImage, PullPolicy
+from cri_shim.flows.image_query import ImageQuery
+from cri_shim.flows.image_remove import RemoveImage
+from cri_shim.model.ids import Digest
+from cri_shim.model.layout import Layout
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.wire.oci_image import host_platforms
+
+
+class Node:
+    """Everything that images need, below `base`. `open` before use, `close` after."""
+
+    def __init__(self, base: Path, *, stall_seconds: float = 5.0, keep_blobs: bool = False) -> None:
+        self.base = base
+        self.layout = Layout(base / "root", base / "state")
+        self.layout.root.mkdir(exist_ok=True)
+        self.certs = base / "certs"
+        self.store = Store.open(self.layout.database)
+        self.zygote = Zygote()
+        self.in_use: set[Digest] = set()
+        self.wants_wasm: bool | None = None
+        clock = itertools.count(1_700_000_000_000_000_000)
+        self.content = Content(self.layout)
+        self.registry = Registry([self.certs], stall_seconds=stall_seconds)
+        layers = Layers(self.layout, self.zygote, privileged=os.geteuid() == 0)
+        images, records = self.store.images, self.store.layers
+        self.collector = ImageCollector(images, records, self.content, layers, lambda: self.in_use)
+        puller = LayerPuller(self.layout, self.content, layers, records, self.collector, parallel=3)
+        policy = PullPolicy(
+            host=host_platforms(os.uname().machine),
+            keep_blobs=keep_blobs,
+            wants_wasm=lambda _: self.wants_wasm,
+            now=lambda: next(clock),
+        )
+        self.pull_image = PullImage(policy, self.registry, self.content, images, self.collector, puller)
+        self.query = ImageQuery(images, records, self.content, self.layout, ("*/pinned*",), lambda: next(clock))
+        self.remove_image = RemoveImage(images, self.collector)
+
+    async def open(self) -> None:
+        await self.collector.repair()
+
+    async def close(self) -> None:
+        await self.pull_image.drain()
+        await self.registry.aclose()
+        await self.zygote.aclose()
+        self.store.close()
+
+    async def pull(self, name: str, auth: pb.AuthConfig | None = None) -> str:
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=name), auth=auth)
+        return (await self.pull_image(request)).image_ref
+
+    async def status(self, name: str) -> pb.Image | None:
+        answer = await self.query.image_status(pb.ImageStatusRequest(image=pb.ImageSpec(image=name)))
+        return answer.image if answer.HasField("image") else None
+
+    async def listed(self) -> Sequence[pb.Image]:
+        return (await self.query.list_images(pb.ListImagesRequest())).images
+
+    async def remove(self, name: str) -> None:
+        await self.remove_image(pb.RemoveImageRequest(image=pb.ImageSpec(image=name)))
+
+    def blobs(self) -> set[str]:
+        """Digests of the blobs on disk."""
+        return {f"sha256:{name}" for name in os.listdir(self.layout.images / "blobs" / "sha256")}
+
+    async def settled(self) -> None:
+        """Returns when work that was abandoned has cleaned up behind itself; TimeoutError if it does not."""
+        async with asyncio.timeout(10):
+            while self.debris():
+                await asyncio.sleep(0.01)
+
+    def debris(self) -> list[str]:
+        """What only a running pull may have: partials, unfinished layers, layers and blobs that no record names."""
+        layers = {str(record.number) for record in self.store.layers.values()}
+        wanted = {digest for record in self.store.images.values() for digest in record.blobs}
+        used = {key for record in self.store.images.values() for key in record.layers}
+        return [
+            *os.listdir(self.layout.partials),
+            *(name for name in os.listdir(self.layout.layers) if name not in layers),
+            *(self.blobs() - wanted),
+            *(set(self.store.layers.keys()) - used - self.in_use),
+        ]
