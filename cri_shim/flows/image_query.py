@@ -26,7 +26,7 @@ _FAMILIAR = ("docker.io/library/", "docker.io/")
 
 @dataclass(frozen=True, slots=True)
 class ImageQuery:
-    """The reading RPCs. `pinned` are globs over names; `writable_usage` gives bytes and inodes of containers."""
+    """The reading RPCs. `pinned` are globs over names."""
 
     images: Table[ImageId, ImageRecord]
     layer_records: Table[Digest, LayerRecord]
@@ -34,7 +34,6 @@ class ImageQuery:
     layout: Layout
     pinned: Sequence[str]
     now: Callable[[], int]
-    writable_usage: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
         """All images, or those that the filter's reference names."""
@@ -54,15 +53,16 @@ class ImageQuery:
         return pb.ImageStatusResponse(image=self._image(found[0]), info=info)
 
     async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """What images take: blobs and unpacked layers. Both file systems are one, so the mount point is the same."""
+        """What images take: blobs and unpacked layers.
+
+        Writable layers are on the same file system and are not counted, so there is no figure for containers of their
+        own; clients take that for one file system, as with containerd.
+        """
         del request
         layers = self.layer_records.values()
         blob_bytes, blob_files = self.content.usage()
         images = (blob_bytes + sum(layer.size for layer in layers), blob_files + sum(layer.inodes for layer in layers))
-        return pb.ImageFsInfoResponse(
-            image_filesystems=[self._filesystem(*images)],
-            container_filesystems=[self._filesystem(*self.writable_usage())],
-        )
+        return pb.ImageFsInfoResponse(image_filesystems=[self._filesystem(*images)])
 
     def _filesystem(self, used: int, inodes: int) -> pb.FilesystemUsage:
         return pb.FilesystemUsage(
