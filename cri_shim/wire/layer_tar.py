@@ -284,10 +284,11 @@ def _octal(field: bytes, what: str) -> int:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)
         return value - (1 << bits) if value >> (bits - 1) else value
-    text = _until_nul(field).strip()
+    text = field.partition(b"\0")[0].strip()
     if not text:
         return 0
-    if not all(0x30 <= digit <= 0x37 for digit in text):
+    # int() alone would also take signs and underscores.
+    if not text.isdigit() or b"8" in text or b"9" in text:
         msg = f"a header whose {what} {text!r} is not a number"
         raise LayerFormatError(msg)
     return int(text, 8)
