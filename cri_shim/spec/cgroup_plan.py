@@ -10,6 +10,7 @@ import enum
 from typing import Final
 
 from cri_shim.model.errors import InvalidArgument
+from cri_shim.spec.paths import check_length
 
 SCOPE_PREFIX: Final = "cri-shim"
 _DEFAULT_SLICE: Final = "system.slice"
@@ -63,6 +64,7 @@ def _check_form(parent: str, driver: Driver) -> None:
     if ".." in parent.split("/") or not parent.isprintable():
         msg = f"linux.cgroup_parent {parent!r} is not a cgroup path"
         raise InvalidArgument(msg)
+    check_length("linux.cgroup_parent", parent)
     is_slice = parent.endswith(_SLICE)
     if driver is Driver.CGROUPFS and is_slice:
         msg = f"linux.cgroup_parent {parent!r} is a systemd slice, but the cgroup driver is cgroupfs"

@@ -20,10 +20,9 @@ from cri_shim.model.image import ImageRecord
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.dispatch import OCI_HANDLER, Decision, HandlerRules, Subject
+from cri_shim.spec.paths import check_length, check_path
 from cri_shim.spec.pod import check_name, shares_pid
 from cri_shim.spec.process import DEFAULT_PATH
-
-MAX_MOUNT_PATH = 4095  # PATH_MAX without the final NUL
 
 
 def container_name(config: pb.ContainerConfig, pod_id: PodId) -> ContainerName:
@@ -46,6 +45,9 @@ def check(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
         raise InvalidArgument(msg, hint="set pid: POD in the pod's namespace options too")
     for mount in config.mounts:
         _check_mount(mount)
+    for device in config.devices:
+        check_path("devices: host_path", device.host_path)
+        check_path("devices: container_path", device.container_path or device.host_path)
 
 
 def log_path(log_directory: str, relative: str) -> str:
@@ -56,6 +58,7 @@ def log_path(log_directory: str, relative: str) -> str:
     if posixpath.isabs(relative) or not path.startswith(posixpath.normpath(log_directory).rstrip("/") + "/"):
         msg = f"log_path {relative!r} is not below the pod's log_directory"
         raise InvalidArgument(msg)
+    check_length("log_path", path)
     return path
 
 
@@ -116,16 +119,9 @@ def adopted_plan(record: ContainerRecord, pod: PodContext, image: ImageRecord | 
 
 
 def _check_mount(mount: pb.Mount) -> None:
-    if not mount.container_path.startswith("/"):
-        msg = f"mounts: container_path {mount.container_path[:200]!r} is not an absolute path"
-        raise InvalidArgument(msg)
-    if not mount.host_path and not mount.HasField("image"):
+    check_path("mounts: container_path", mount.container_path)
+    if mount.host_path:
+        check_path("mounts: host_path", mount.host_path)
+    elif not mount.HasField("image"):
         msg = f"mounts: {mount.container_path[:200]!r} has neither host_path nor image"
         raise InvalidArgument(msg)
-    if mount.host_path and not mount.host_path.startswith("/"):
-        msg = f"mounts: host_path {mount.host_path[:200]!r} is not an absolute path"
-        raise InvalidArgument(msg)
-    for field, path in (("container_path", mount.container_path), ("host_path", mount.host_path)):
-        if "\0" in path or len(path.encode()) > MAX_MOUNT_PATH:
-            msg = f"mounts: {field} {path[:100]!r} has a NUL character or is longer than {MAX_MOUNT_PATH} bytes"
-            raise InvalidArgument(msg)

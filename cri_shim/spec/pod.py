@@ -18,6 +18,7 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodName
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.paths import check_path
 
 MAX_NAME = 253  # a Kubernetes object name (DNS subdomain)
 MAX_HOSTNAME = 64  # Linux __NEW_UTS_LEN
@@ -141,9 +142,8 @@ def _check_fields(config: pb.PodSandboxConfig) -> None:
     if config.HasField("windows"):
         msg = "windows: this node runs Linux"
         raise InvalidArgument(msg)
-    if config.log_directory and not config.log_directory.startswith("/"):
-        msg = f"log_directory {config.log_directory!r} is not an absolute path"
-        raise InvalidArgument(msg)
+    if config.log_directory:
+        check_path("log_directory", config.log_directory)
     if config.hostname and (len(config.hostname) > MAX_HOSTNAME or _HOSTNAME.fullmatch(config.hostname) is None):
         msg = f"hostname {config.hostname[:MAX_NAME]!r} is not a host name of at most {MAX_HOSTNAME} characters"
         raise InvalidArgument(msg)

@@ -13,7 +13,7 @@ from cri_shim.model.handler import ProcessPlan
 from cri_shim.model.image import ImageRecord
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import users
-from cri_shim.spec.paths import rooted
+from cri_shim.spec.paths import check_length, rooted
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MODULE_NAME = "module.wasm"
@@ -30,10 +30,12 @@ def process_plan(
     identity = users.resolve(
         config.linux.security_context, image.config.user, database, image.repo_tags[0] if image.repo_tags else image.id
     )
+    cwd = rooted(config.working_dir or image.config.working_dir)
+    check_length("working_dir", cwd)
     return ProcessPlan(
         args=process_args(config, image),
         env=_environment(config, image, hostname, identity.home),
-        cwd=rooted(config.working_dir or image.config.working_dir),
+        cwd=cwd,
         user=identity.user,
         tty=config.tty,
         stdin=config.stdin,

@@ -13,7 +13,14 @@ from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import HostFacts, Json
 
 _UNIFIED_KEY = re.compile(r"[a-z]+\.[A-Za-z0-9_.]+")
+_NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")
+"""The list format of cpuset(7)."""
 _FIELD = "linux.resources"
+_NO_LIMIT = -1
+_SHARES = range(2, (1 << 18) + 1)
+_PERIOD = range(1_000, 1_000_001)
+_QUOTA = range(1_000, 1 << 44)
+"""Microseconds. Outside of these the kernel refuses, or takes another number (kernel/sched/core.c)."""
 
 
 def resources(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
@@ -36,9 +43,14 @@ def oom_score_adj(asked: pb.LinuxContainerResources, host: HostFacts) -> int:
 
 
 def _cpu(asked: pb.LinuxContainerResources) -> Json:
-    if asked.cpu_shares < 0 or asked.cpu_period < 0:
-        msg = f"{_FIELD}: cpu_shares {asked.cpu_shares} and cpu_period {asked.cpu_period} must not be negative"
-        raise InvalidArgument(msg)
+    _check_range("cpu_shares", asked.cpu_shares, _SHARES)
+    _check_range("cpu_period", asked.cpu_period, _PERIOD)
+    if asked.cpu_quota != _NO_LIMIT:
+        _check_range("cpu_quota", asked.cpu_quota, _QUOTA)
+    for field, numbers in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
+        if numbers and _NUMBERS.fullmatch(numbers) is None:
+            msg = f"{_FIELD}.{field} {numbers[:100]!r} is not a list of numbers"
+            raise InvalidArgument(msg, hint="for example 0-3,8")
     wanted = {
         "shares": asked.cpu_shares,
         "quota": asked.cpu_quota,
@@ -49,8 +61,18 @@ def _cpu(asked: pb.LinuxContainerResources) -> Json:
     return {key: value for key, value in wanted.items() if value}
 
 
+def _check_range(field: str, value: int, allowed: range) -> None:
+    if value and value not in allowed:
+        msg = f"{_FIELD}.{field} {value} is not between {allowed[0]} and {allowed[-1]}"
+        raise InvalidArgument(msg)
+
+
 def _memory(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
     limit, both = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
+    if limit < 0 or both < _NO_LIMIT:
+        field, value = ("memory_limit_in_bytes", limit) if limit < 0 else ("memory_swap_limit_in_bytes", both)
+        msg = f"{_FIELD}.{field} {value} is negative"
+        raise InvalidArgument(msg)
     if 0 < both < limit:
         msg = (
             f"{_FIELD}.memory_swap_limit_in_bytes {both} is less than memory_limit_in_bytes {limit}, which it includes"

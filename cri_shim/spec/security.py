@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
+from cri_shim.spec.paths import check_path
 from cri_shim.spec.seccomp_default import default_profile
 
 # linux/capability.h, in order of their numbers.
@@ -103,6 +104,9 @@ def apparmor_profile(security: pb.LinuxContainerSecurityContext) -> pb.SecurityP
 
 def masks(security: pb.LinuxContainerSecurityContext) -> Json:
     """`linux.maskedPaths` and `readonlyPaths`, verbatim: an empty list masks nothing. None of them when privileged."""
+    for field, paths in (("masked_paths", security.masked_paths), ("readonly_paths", security.readonly_paths)):
+        for path in paths:
+            check_path(f"linux.security_context.{field}", path)
     if security.privileged:
         return {}
     return {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}

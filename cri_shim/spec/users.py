@@ -7,7 +7,7 @@ drops it by setgroups(2) is seen to drop it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cri_shim.model.container import User
@@ -16,6 +16,8 @@ from cri_shim.pb import api_pb2 as pb
 
 MAX_ID = 2**32 - 2
 """The highest id; 2^32 - 1 means "no change" to the kernel."""
+MAX_GROUPS = 65536
+"""NGROUPS_MAX (setgroups(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +127,14 @@ def _supplemental(
 ) -> tuple[int, ...]:
     """Merge (the default) takes the memberships from the image too, Strict only the request's (CRI v1)."""
     listed = [_checked(gid, "supplemental_groups") for gid in security.supplemental_groups]
-    if security.supplemental_groups_policy == pb.SupplementalGroupsPolicy.Strict:
-        return _unique([account.gid, *listed])
-    memberships = [group.gid for group in database.groups if account.name and account.name in group.members]
-    return _unique([account.gid, *memberships, *listed])
-
-
-def _unique(numbers: Iterable[int]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(numbers))
+    strict = security.supplemental_groups_policy == pb.SupplementalGroupsPolicy.Strict
+    known = () if strict else database.groups
+    memberships = [group.gid for group in known if account.name and account.name in group.members]
+    groups = tuple(dict.fromkeys([account.gid, *memberships, *listed]))
+    if len(groups) > MAX_GROUPS:
+        msg = f"supplemental_groups: {len(groups)} groups, Linux takes {MAX_GROUPS}"
+        raise InvalidArgument(msg)
+    return groups
 
 
 def _checked(number: int, what: str) -> int:

@@ -22,12 +22,35 @@ _HINTS = (
         "{program} is for another CPU, or no program at all; a Wasm module needs a RuntimeClass of a Wasm handler",
     ),
     (
-        re.compile(r"executable file .*not found|exec: .*no such file or directory", re.IGNORECASE),
+        re.compile(
+            r"executable file .*not found|exec: .*no such file or directory|executable: file name too long",
+            re.IGNORECASE,
+        ),
         "the image has no {program}; check command, args and PATH",
     ),
     (
         re.compile(r"(exec: |open executable: ).*(permission denied|not permitted)", re.IGNORECASE),
         "{program} must be a file that the container's user may execute",
+    ),
+    (
+        re.compile(r"argument list too long", re.IGNORECASE),
+        "command, args and envs are more than the kernel hands to a program",
+    ),
+    (
+        re.compile(r"mount.*: not a directory", re.IGNORECASE),
+        "container_path must lead through directories, to a directory for a directory and to a file for a file",
+    ),
+    (
+        re.compile(r"(chdir|mkdir) .*: not a directory", re.IGNORECASE),
+        "working_dir and every container_path must lead through directories of the image",
+    ),
+    (
+        re.compile(r"cpuset\.(cpus|mems)"),
+        "cpuset_cpus and cpuset_mems can only name what the node and the pod's cgroup have",
+    ),
+    (
+        re.compile(r"memory limit could be too low|memory limit too low|unable to set memory limit", re.IGNORECASE),
+        "raise memory_limit_in_bytes",
     ),
 )
 

@@ -121,8 +121,8 @@ def test_log_paths() -> None:
         (pb.Mount(container_path="rel", host_path="/h"), "container_path"),
         (pb.Mount(container_path="/c"), "neither host_path nor image"),
         (pb.Mount(container_path="/c", host_path="rel"), "host_path"),
-        (pb.Mount(container_path="/c" + "x" * 5000, host_path="/h"), "longer"),
-        (pb.Mount(container_path="/c\0", host_path="/h"), "NUL"),
+        (pb.Mount(container_path="/c" + "x" * 5000, host_path="/h"), "name of 5001 bytes"),
+        (pb.Mount(container_path="/c", host_path="/h" * 3000), "6000 bytes long"),
     ],
 )
 def test_bad_mounts(mount: pb.Mount, words: str) -> None:
