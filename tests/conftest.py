@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Adds the end of each daemon's log to the report of a test that failed."""
     report = yield
     if report.failed:
-        for daemon in item.stash.get(_daemons, []):
+        for daemon in [daemon for node in item.listchain() for daemon in node.stash.get(_daemons, [])]:
             report.sections.append((f"cri-shim log, {daemon.log}", daemon.log_tail()))
     return report
 
@@ -85,9 +85,9 @@ def wasm_hello(registry: images.Registry) -> str:
     return registry.push_wasm("test/hello:1")
 
 
-@pytest.fixture
-def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[MakeDaemon]:
-    daemons = request.node.stash.setdefault(_daemons, [])
+@contextmanager
+def _maker(node: pytest.Item | pytest.Collector, directory: Path, run_name: str) -> Iterator[MakeDaemon]:
+    daemons = node.stash.setdefault(_daemons, [])
     closing = ExitStack()
 
     if os.geteuid() == 0 and PRIVATE_NAMESPACE not in os.environ:
@@ -96,7 +96,7 @@ def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name:
     def make(settings: Mapping[str, object] | None = None, *, shared_root: bool = False) -> Daemon:
         number = next(_numbers)
         daemon = Daemon(
-            short_directory / str(number),
+            directory / str(number),
             settings=settings,
             number=number,
             cgroup_parent=f"/{leftovers.CGROUP_PREFIX}{run_name}/{number}" if os.geteuid() == 0 else "",
@@ -109,6 +109,19 @@ def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name:
 
     with closing:
         yield make
+
+
+@pytest.fixture
+def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[MakeDaemon]:
+    with _maker(request.node, short_directory, run_name) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[Daemon]:
+    """One daemon for all tests of a file that only look at what runs on it."""
+    with _maker(request.node, short_directory, run_name) as make:
+        yield make()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -50,10 +51,37 @@ class Lab:
         status = self.cri.wait_exit(container)
         return status.exit_code, [line.text for line in self.cri.log(container)]
 
+    def say(
+        self,
+        pod: Pod,
+        script: str,
+        adjust: Callable[[pb.ContainerConfig], object] = lambda config: None,
+        *,
+        name: str = "main",
+    ) -> list[str]:
+        """The lines that a container with this script logs; it has to end well."""
+        config = self.shell(script, name=name)
+        adjust(config)
+        code, lines = self.output(pod, config)
+        assert code == 0, lines
+        return lines
+
 
 @pytest.fixture
 def lab(daemon: Daemon, cri: Cri, busybox: str, registry: images.Registry) -> Lab:
     """The Wasm image prints its arguments and its environment."""
+    return _lab(daemon, cri, busybox, registry)
+
+
+@pytest.fixture
+def shared_lab(shared_daemon: Daemon, busybox: str, registry: images.Registry) -> Iterator[Lab]:
+    """The same on the daemon of the whole file; the pods of the test go at its end."""
+    with shared_daemon.client() as cri:
+        yield _lab(shared_daemon, cri, busybox, registry)
+        cri.remove_all_pods()
+
+
+def _lab(daemon: Daemon, cri: Cri, busybox: str, registry: images.Registry) -> Lab:
     wasm = registry.push_wasm("test/echo:1", guests.ECHO)
     cri.pull(busybox)
     cri.pull(wasm)
