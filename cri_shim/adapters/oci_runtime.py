@@ -28,6 +28,8 @@ from cri_shim.wire import oci_state
 
 _CALL_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 10.0
+_PROBE: Final = ".probe"
+"""In the runtime's state directory, where no container can have this name."""
 
 Enter = Callable[[], None]
 """Runs in the throw-away thread that starts a process; see `kernel.process.spawn`."""
@@ -160,8 +162,8 @@ class OciRuntime:
         if features.returncode == 0:
             return Identity(version, oci_state.parse_features(features.stdout))
         enter = namespaces.fresh_mount_namespace_without(self._hidden()) if self._is_confined(version) else None
-        flags = self.global_arguments(Path(os.devnull))
-        able = await has_recursive_read_only(self.program, flags, version.spec, enter)
+        runtime = [self.program, *self.global_arguments(Path(os.devnull))]
+        able = await has_recursive_read_only(runtime, self.root / _PROBE, version.spec, enter)
         return Identity(version, oci_state.RuntimeFeatures(recursive_read_only=able, user_namespaces=False))
 
     async def _enter(self) -> Enter | None:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import tempfile
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from cri_shim.kernel import mounts, process
+from cri_shim.kernel import fs, mounts, process
 from cri_shim.model.errors import CriShimError
 
 _SECONDS: Final = 10.0
@@ -24,26 +23,35 @@ _PROGRAM: Final = "/program"
 
 
 async def has_recursive_read_only(
-    program: str, flags: Sequence[str], spec_version: str, enter: Callable[[], None] | None
+    runtime: Sequence[str], bundle: Path, spec_version: str, enter: Callable[[], None] | None
 ) -> bool:
     """Whether the option `rro` of a bind mount makes it read-only. One that does not know the word ignores it.
 
-    `flags` are the runtime's global ones, `enter` as in `kernel.process.run`.
+    `runtime` is the program with its global flags, `enter` as in `kernel.process.run`. Names follow from `bundle`, so
+    what a killed daemon has left of its own probe is removed by the next one.
     """
-    name = f"cri-shim-probe-{secrets.token_hex(8)}"
-    with tempfile.TemporaryDirectory(prefix="cri-shim-probe.") as directory:
-        bundle = Path(directory)
-        await asyncio.to_thread(_write_bundle, bundle, program, spec_version)
-        pid_file = bundle / "pid"
-        create = [program, *flags, "create", f"--bundle={bundle}", f"--pid-file={pid_file}", name]
-        try:
-            with contextlib.suppress(CriShimError, OSError, ValueError):
-                done = await process.run(create, timeout=_SECONDS, enter=enter)
-                return done.returncode == 0 and await asyncio.to_thread(_is_read_only, int(pid_file.read_text()))
-            return False
-        finally:
-            with contextlib.suppress(CriShimError):
-                await process.run([program, *flags, "delete", "--force", name], timeout=_SECONDS, enter=enter)
+    name = f"cri-shim-probe-{hashlib.sha256(bytes(bundle)).hexdigest()[:16]}"
+    await _remove(runtime, bundle, name, enter)
+    try:
+        with contextlib.suppress(CriShimError, OSError, ValueError, TimeoutError):
+            await asyncio.to_thread(_write_bundle, bundle, runtime[0], spec_version)
+            create = [*runtime, "create", f"--bundle={bundle}", f"--pid-file={bundle}/pid", name]
+            # Not `run`: the container that was made would hold the pipes of its output open.
+            child = await asyncio.to_thread(process.spawn, create, enter=enter)
+            async with asyncio.timeout(_SECONDS):
+                created = await child.wait() == 0
+            return created and await asyncio.to_thread(_is_read_only, bundle / "pid")
+        return False
+    finally:
+        await _remove(runtime, bundle, name, enter)
+
+
+async def _remove(runtime: Sequence[str], bundle: Path, name: str, enter: Callable[[], None] | None) -> None:
+    if not await asyncio.to_thread(bundle.exists):
+        return
+    with contextlib.suppress(CriShimError):
+        await process.run([*runtime, "delete", "--force", name], timeout=_SECONDS, enter=enter)
+    await asyncio.to_thread(fs.remove_tree, bundle)
 
 
 def _write_bundle(bundle: Path, program: str, spec_version: str) -> None:
@@ -64,6 +72,7 @@ def _write_bundle(bundle: Path, program: str, spec_version: str) -> None:
     (bundle / "config.json").write_bytes(msgspec.json.encode(config))
 
 
-def _is_read_only(pid: int) -> bool:
+def _is_read_only(pid_file: Path) -> bool:
+    pid = int(pid_file.read_text(encoding="ascii"))
     table = mounts.parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_bytes())
     return any(entry.target == Path(_TARGET) and "ro" in entry.options for entry in table)

@@ -72,7 +72,6 @@ class CreateContainer:
     locks: Locks
     missing_source: MissingSource
     creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
-    _requests: dict[ContainerName, pb.ContainerConfig] = field(default_factory=dict)
 
     async def __call__(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
         """Create a container, or return the id of the one that an equal request has made."""
@@ -81,18 +80,15 @@ class CreateContainer:
             msg = f"pod sandbox {pod.id[:SHORT]} is not ready"
             raise FailedPrecondition(msg, hint=pod.problem)
         name = spec.container_name(request.config, pod.id)
-        if name in self.creations and self._requests.get(name) != request.config:
+        if self.creations.differs(name, request.config):
             msg = f"container {request.config.metadata.name} of the pod is being made from a different request"
             raise AlreadyExists(msg)
         if name not in self.creations and (known := self._by_name(name)) is not None:
-            return pb.CreateContainerResponse(container_id=_same(known, request.config))
+            if known.state is not ContainerState.PENDING:
+                return pb.CreateContainerResponse(container_id=_same(known, request.config))
+            await self._clear(known)
         asked = self._resolve(pod, request.config)
-        self._requests[name] = request.config
-        try:
-            container_id = await self.creations.join(name, lambda: self._create(name, asked))
-        finally:
-            if name not in self.creations:
-                self._requests.pop(name, None)
+        container_id = await self.creations.join(name, lambda: self._create(name, asked), request.config)
         return pb.CreateContainerResponse(container_id=container_id)
 
     def plan(self, record: ContainerRecord) -> ContainerPlan:
@@ -154,7 +150,7 @@ class CreateContainer:
             )
             undo.push("delete the record", lambda: self._forget(container_id, undo))
             await self.store.containers.put(record)
-            undo.push("remove the container", lambda: self._discard(container_id, asked))
+            undo.push("remove the container", lambda: self._discard(container_id))
             await self._make(record, asked)
         log.info("container created", container=container_id[:SHORT], pod=asked.pod.id[:SHORT], name=name)
         return container_id
@@ -221,10 +217,16 @@ class CreateContainer:
             raise FailedPrecondition(msg)
         return target.pid
 
-    async def _discard(self, container_id: ContainerId, asked: _Asked) -> None:
+    async def _clear(self, leftover: ContainerRecord) -> None:
+        """An earlier attempt could not be undone: the name is free when that succeeds now."""
+        async with self.locks.hold(leftover.id):
+            await self._discard(leftover.id)
+            await self.store.containers.delete(leftover.id)
+
+    async def _discard(self, container_id: ContainerId) -> None:
         record = self.store.containers.get(container_id)
         if record is not None:
-            await discard(self.layout, self.handlers, record, asked.pod_config.linux.cgroup_parent)
+            await discard(self.store, self.layout, self.handlers, record)
 
     async def _forget(self, container_id: ContainerId, undo: Undo) -> None:
         # A record whose things could not all be removed stays, PENDING: the next start of the daemon tries again, and

@@ -49,17 +49,15 @@ class RemoveContainer:
             record = self.store.containers.get(container_id)
             if record is None:
                 return
-            await discard(self.layout, self.handlers, record, self._cgroup_parent(record))
+            await discard(self.store, self.layout, self.handlers, record)
             await self.store.containers.delete(container_id)
         log.info("container is removed", container=container_id[:SHORT])
 
-    def _cgroup_parent(self, record: ContainerRecord) -> str:
-        pod = self.store.pods.get(record.pod_id)
-        return pb.PodSandboxConfig.FromString(pod.config).linux.cgroup_parent if pod is not None else ""
 
-
-async def discard(layout: Layout, handlers: Handlers, record: ContainerRecord, cgroup_parent: str) -> None:
+async def discard(store: Store, layout: Layout, handlers: Handlers, record: ContainerRecord) -> None:
     """Remove everything of a container but its record, from any half-made state."""
+    pod = store.pods.get(record.pod_id)
+    cgroup_parent = pb.PodSandboxConfig.FromString(pod.config).linux.cgroup_parent if pod is not None else ""
     # A container that was never dispatched has nothing with any handler; one whose handler is gone from the
     # configuration can only be cleaned by those that there are.
     known = handlers.live.get(record.handler)

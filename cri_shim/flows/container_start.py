@@ -66,7 +66,7 @@ class StartContainer:
         handler = self.handlers.get(record.handler)
         try:
             started = await handler.start(record.id)
-        except CriShimError as error:
+        except (CriShimError, OSError) as error:
             now = self.clock.now()
             failed = Exit(code=START_ERROR, at=now, reason=Reason.START_ERROR, message=str(error))
             await self.store.containers.update(

@@ -18,6 +18,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Entry(Generic[T]):
     task: asyncio.Task[T]
+    request: object
     waiters: int = 0
 
 
@@ -31,11 +32,19 @@ class InFlight(Generic[K, T]):
     def __contains__(self, key: K) -> bool:
         return key in self._running
 
-    async def join(self, key: K, factory: Callable[[], Awaitable[T]]) -> T:
-        """Wait for the running task of `key`, or start one; its result or exception goes to every waiter."""
+    def differs(self, key: K, request: object) -> bool:
+        """Whether a task of `key` runs that was started for another request."""
+        entry = self._running.get(key)
+        return entry is not None and entry.request != request
+
+    async def join(self, key: K, factory: Callable[[], Awaitable[T]], request: object = None) -> T:
+        """Wait for the running task of `key`, or start one; its result or exception goes to every waiter.
+
+        `request` is what the task is started for; who must not join another's asks `differs` before.
+        """
         entry = self._running.get(key)
         if entry is None:
-            entry = _Entry(asyncio.ensure_future(_as_coroutine(factory)))
+            entry = _Entry(asyncio.ensure_future(_as_coroutine(factory)), request)
             self._running[key] = entry
             entry.task.add_done_callback(lambda task: self._forget(key, task))
         entry.waiters += 1

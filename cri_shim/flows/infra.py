@@ -92,7 +92,5 @@ class Infra:
             record = self.store.containers.get(container_id)
             if record is None:
                 return
-            pod = self.store.pods.get(pod_id)
-            config = pb.PodSandboxConfig.FromString(pod.config if pod is not None else b"")
-            await discard(self.layout, self.handlers, record, config.linux.cgroup_parent)
+            await discard(self.store, self.layout, self.handlers, record)
             await self.store.containers.delete(container_id)

@@ -48,12 +48,11 @@ class RunPod:
     clock: Clock
     cgroup_driver: Driver
     runs: InFlight[PodName, PodId] = field(default_factory=InFlight)
-    _requests: dict[PodName, pb.RunPodSandboxRequest] = field(default_factory=dict)
 
     async def __call__(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         """Run a pod, or return the id of the one that an equal request has made."""
         name = spec.pod_name(request.config)
-        if name in self.runs and self._requests.get(name) != request:
+        if self.runs.differs(name, request):
             msg = f"pod sandbox {name} is being made from a different request"
             raise AlreadyExists(msg)
         if name not in self.runs and (pod := self._by_name(name)) is not None:
@@ -62,12 +61,7 @@ class RunPod:
         plan = spec.plan_sandbox(request.config, self.node)
         if request.config.linux.cgroup_parent:
             cgroups_path_for_spec(request.config.linux.cgroup_parent, "check", self.cgroup_driver)
-        self._requests[name] = request
-        try:
-            pod_id = await self.runs.join(name, lambda: self._run(name, request, rules, plan))
-        finally:
-            if name not in self.runs:
-                self._requests.pop(name, None)
+        pod_id = await self.runs.join(name, lambda: self._run(name, request, rules, plan), request)
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
     def _by_name(self, name: PodName) -> PodRecord | None:

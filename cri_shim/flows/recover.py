@@ -71,7 +71,12 @@ class Recover:
                 await self.exits.record(record.id, self._lost(str(error)))
 
     async def _adopt(self, record: ContainerRecord) -> None:
-        handler = self.handlers.get(record.handler)
+        handler = self.handlers.live.get(record.handler)
+        if handler is None:
+            # Nobody can watch it. Left running, it would run beside the one that the client starts in its place.
+            await discard(self.store, self.layout, self.handlers, record)
+            await self.exits.record(record.id, self._lost(f"handler {record.handler!r} is no longer configured"))
+            return
         found = await handler.adopt(record, self.create.plan(record))
         if isinstance(found, Exit):
             await self.exits.record(record.id, found)
@@ -79,9 +84,7 @@ class Recover:
             await self.store.containers.update(record.id, lambda old: with_start(old, found))
 
     async def _discard(self, record: ContainerRecord) -> None:
-        pod = self.store.pods.get(record.pod_id)
-        config = pb.PodSandboxConfig.FromString(pod.config if pod is not None else b"")
-        await discard(self.layout, self.handlers, record, config.linux.cgroup_parent)
+        await discard(self.store, self.layout, self.handlers, record)
         await self.store.containers.delete(record.id)
 
     async def _pod(self, pod: PodRecord) -> None:

@@ -5,6 +5,7 @@ Not a flow. Invariant: a client never sees an exception's type or trace, and the
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -26,6 +27,8 @@ log = get_logger()
 Flow = Callable[[Any], Awaitable[Message]]
 Context = grpc.aio.ServicerContext[Any, Any]
 _SLOW_SECONDS = 10.0
+_numbers = itertools.count(1)
+"""Of calls, for the log: what belongs to one call has one number, also when another call joins its work."""
 _CLIENT_FAULTS = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -109,7 +112,7 @@ def _guarded(name: str, flow: Flow, gate: Gate) -> Callable[[Any, Context], Awai
             await context.abort(grpc.StatusCode.UNAVAILABLE, gate.refusal)
         if isinstance(request, _Malformed):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
-        structlog.contextvars.bind_contextvars(rpc=name, **_ids(request))
+        structlog.contextvars.bind_contextvars(rpc=name, request=f"{next(_numbers):x}", **_ids(request))
         started = time.monotonic()
         try:
             wellformed.check(request)
