@@ -40,7 +40,7 @@ class ExecSync:
         if container.state is not ContainerState.RUNNING:
             msg = f"container {container.id[:SHORT]} is {container.state.value}, not running"
             raise FailedPrecondition(msg)
-        if not request.cmd:
+        if not request.cmd or not request.cmd[0]:
             msg = "cmd is empty"
             raise InvalidArgument(msg)
         if request.timeout < 0:

@@ -19,6 +19,7 @@ from cri_shim.model.ids import PodId
 from cri_shim.model.image import ImageRecord
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import resources
 from cri_shim.spec.dispatch import OCI_HANDLER, Decision, HandlerRules, Subject
 from cri_shim.spec.paths import check_length, check_path
 from cri_shim.spec.pod import check_name, shares_pid
@@ -43,6 +44,7 @@ def check(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
     if options.pid == pb.POD and config.linux.security_context.HasField("namespace_options") and not shares_pid(pod):
         msg = "linux.security_context.namespace_options.pid: POD, but the pod sandbox shares no PID namespace"
         raise InvalidArgument(msg, hint="set pid: POD in the pod's namespace options too")
+    resources.check(config.linux.resources)
     for mount in config.mounts:
         _check_mount(mount)
     for device in config.devices:

@@ -20,11 +20,40 @@ _NO_LIMIT = -1
 _SHARES = range(2, (1 << 18) + 1)
 _PERIOD = range(1_000, 1_000_001)
 _QUOTA = range(1_000, 1 << 44)
-"""Microseconds. Outside of these the kernel refuses, or takes another number (kernel/sched/core.c)."""
+_BYTES = range(1, 1 << 63)
+_SCORE = range(-1000, 1001)
+"""Times in microseconds. Outside of these the kernel refuses, or takes another number (kernel/sched/core.c)."""
+
+
+def check(asked: pb.LinuxContainerResources) -> None:
+    """Refuse values that no kernel takes, whoever runs the container. InvalidArgument names the field."""
+    _check_range("cpu_shares", asked.cpu_shares, _SHARES)
+    _check_range("cpu_period", asked.cpu_period, _PERIOD)
+    if asked.cpu_quota != _NO_LIMIT:
+        _check_range("cpu_quota", asked.cpu_quota, _QUOTA)
+    _check_range("memory_limit_in_bytes", asked.memory_limit_in_bytes, _BYTES)
+    if asked.memory_swap_limit_in_bytes != _NO_LIMIT:
+        _check_range("memory_swap_limit_in_bytes", asked.memory_swap_limit_in_bytes, _BYTES)
+    _check_range("oom_score_adj", asked.oom_score_adj, _SCORE)
+    for field, numbers in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
+        if numbers and _NUMBERS.fullmatch(numbers) is None:
+            msg = f"{_FIELD}.{field} {numbers[:100]!r} is not a list of numbers"
+            raise InvalidArgument(msg, hint="for example 0-3,8")
+    if 0 < asked.memory_swap_limit_in_bytes < asked.memory_limit_in_bytes:
+        msg = (
+            f"{_FIELD}.memory_swap_limit_in_bytes {asked.memory_swap_limit_in_bytes} is less than"
+            f" memory_limit_in_bytes {asked.memory_limit_in_bytes}, which it includes"
+        )
+        raise InvalidArgument(msg)
+    for key in asked.unified:
+        if _UNIFIED_KEY.fullmatch(key) is None:
+            msg = f"{_FIELD}.unified: {key!r} is not the name of a file of a cgroup v2 controller"
+            raise InvalidArgument(msg)
 
 
 def resources(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
-    """`linux.resources` without devices (OCI runtime-spec, config-linux)."""
+    """`linux.resources` without devices (OCI runtime-spec, config-linux). Errors as in `check`, FailedPrecondition."""
+    check(asked)
     wanted = {
         "cpu": _cpu(asked),
         "memory": _memory(asked, host),
@@ -36,21 +65,16 @@ def resources(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
 
 def oom_score_adj(asked: pb.LinuxContainerResources, host: HostFacts) -> int:
     """The score that the kernel lets this daemon give: never below its own lowest."""
-    if not -1000 <= asked.oom_score_adj <= 1000:
-        msg = f"{_FIELD}.oom_score_adj {asked.oom_score_adj} is not between -1000 and 1000"
-        raise InvalidArgument(msg)
     return max(asked.oom_score_adj, host.lowest_oom_score_adj)
 
 
+def _check_range(field: str, value: int, allowed: range) -> None:
+    if value and value not in allowed:
+        msg = f"{_FIELD}.{field} {value} is not between {allowed[0]} and {allowed[-1]}"
+        raise InvalidArgument(msg)
+
+
 def _cpu(asked: pb.LinuxContainerResources) -> Json:
-    _check_range("cpu_shares", asked.cpu_shares, _SHARES)
-    _check_range("cpu_period", asked.cpu_period, _PERIOD)
-    if asked.cpu_quota != _NO_LIMIT:
-        _check_range("cpu_quota", asked.cpu_quota, _QUOTA)
-    for field, numbers in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
-        if numbers and _NUMBERS.fullmatch(numbers) is None:
-            msg = f"{_FIELD}.{field} {numbers[:100]!r} is not a list of numbers"
-            raise InvalidArgument(msg, hint="for example 0-3,8")
     wanted = {
         "shares": asked.cpu_shares,
         "quota": asked.cpu_quota,
@@ -61,23 +85,8 @@ def _cpu(asked: pb.LinuxContainerResources) -> Json:
     return {key: value for key, value in wanted.items() if value}
 
 
-def _check_range(field: str, value: int, allowed: range) -> None:
-    if value and value not in allowed:
-        msg = f"{_FIELD}.{field} {value} is not between {allowed[0]} and {allowed[-1]}"
-        raise InvalidArgument(msg)
-
-
 def _memory(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
     limit, both = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
-    if limit < 0 or both < _NO_LIMIT:
-        field, value = ("memory_limit_in_bytes", limit) if limit < 0 else ("memory_swap_limit_in_bytes", both)
-        msg = f"{_FIELD}.{field} {value} is negative"
-        raise InvalidArgument(msg)
-    if 0 < both < limit:
-        msg = (
-            f"{_FIELD}.memory_swap_limit_in_bytes {both} is less than memory_limit_in_bytes {limit}, which it includes"
-        )
-        raise InvalidArgument(msg)
     if both and both != limit and not host.swap_controller:
         msg = f"{_FIELD}.memory_swap_limit_in_bytes: this kernel does not account for swap"
         raise FailedPrecondition(msg, hint="boot with swapaccount=1 or leave the field out")
@@ -103,8 +112,4 @@ def _unified(asked: pb.LinuxContainerResources, host: HostFacts) -> dict[str, st
     if asked.unified and host.cgroup_version < 2:
         msg = f"{_FIELD}.unified: {min(asked.unified)} is a file of cgroup v2, this node runs cgroup v1"
         raise FailedPrecondition(msg)
-    for key in asked.unified:
-        if _UNIFIED_KEY.fullmatch(key) is None:
-            msg = f"{_FIELD}.unified: {key!r} is not the name of a file of a cgroup v2 controller"
-            raise InvalidArgument(msg)
     return dict(asked.unified)
