@@ -19,10 +19,11 @@ from cri_shim.adapters.rootfs import RootfsFacts
 from cri_shim.adapters.store import Store
 from cri_shim.flows.container_remove import discard
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
-from cri_shim.flows.lookup import existing_container, existing_pod
+from cri_shim.flows.lookup import existing_pod, find_container
 from cri_shim.flows.undo import Undo
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
@@ -70,6 +71,7 @@ class CreateContainer:
     node: NodeFacts
     clock: Clock
     locks: Locks
+    collector: ImageCollector
     missing_source: MissingSource
     creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
 
@@ -150,6 +152,7 @@ class CreateContainer:
             )
             undo.push("delete the record", lambda: self._forget(container_id, undo))
             await self.store.containers.put(record)
+            await self.collector.settle()
             undo.push("remove the container", lambda: self._discard(container_id))
             await self._make(record, asked)
         log.info("container created", container=container_id[:SHORT], pod=asked.pod.id[:SHORT], name=name)
@@ -211,9 +214,11 @@ class CreateContainer:
         options = asked.config.linux.security_context.namespace_options
         if options.pid != pb.TARGET:
             return 0
-        target = existing_container(self.store, options.target_id)
-        if target.pod_id != asked.pod.id or target.state is not ContainerState.RUNNING or not target.pid:
-            msg = f"namespace_options.target_id: {target.id[:SHORT]} is not a running Linux container of the same pod"
+        target = find_container(self.store, options.target_id)
+        runs_here = target is not None and target.pod_id == asked.pod.id and target.state is ContainerState.RUNNING
+        if target is None or not runs_here or not target.pid:
+            named = options.target_id[:SHORT]
+            msg = f"namespace_options.target_id: {named!r} is not a running Linux container of the same pod"
             raise FailedPrecondition(msg)
         return target.pid
 

@@ -44,6 +44,9 @@ def check(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
     if options.pid == pb.POD and config.linux.security_context.HasField("namespace_options") and not shares_pid(pod):
         msg = "linux.security_context.namespace_options.pid: POD, but the pod sandbox shares no PID namespace"
         raise InvalidArgument(msg, hint="set pid: POD in the pod's namespace options too")
+    if options.pid == pb.TARGET and not options.target_id:
+        msg = "linux.security_context.namespace_options.target_id is empty, but pid is TARGET"
+        raise InvalidArgument(msg)
     resources.check(config.linux.resources)
     for mount in config.mounts:
         _check_mount(mount)
