@@ -101,8 +101,8 @@ class Flows:
         """Wire everything; nothing runs yet."""
         exits = Exits(base.store)
         handlers = _make_handlers(base, options, exits)
-        pods, containers = _runtime(base, handlers, exits)
         images = ImageFlows.build(base, handlers)
+        pods, containers = _runtime(base, handlers, exits, images.collector)
         node = Node(handlers, base.network, base.node, base.driver, as_dict(base.config))
         recovery = Recover(
             store=base.store,
@@ -178,7 +178,7 @@ class _Containers:
     exec_sync: ExecSync
 
 
-def _runtime(base: Base, handlers: Handlers, exits: Exits) -> tuple[_Pods, _Containers]:
+def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageCollector) -> tuple[_Pods, _Containers]:
     store, layout, node = base.store, base.layout, base.node
     clock, locks = Clock(time.time_ns), Locks()
     program = shutil.which(base.config.monitor.infra)
@@ -186,10 +186,10 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits) -> tuple[_Pods, _Cont
     stop = StopContainer(store, handlers, exits)
     missing_source = MissingSource(base.config.missing_mount_source)
     containers = _Containers(
-        create=CreateContainer(store, layout, handlers, infra, node, clock, locks, missing_source),
+        create=CreateContainer(store, layout, handlers, infra, node, clock, locks, collector, missing_source),
         start=StartContainer(store, handlers, locks, clock, InFlight()),
         stop=stop,
-        remove=RemoveContainer(store, layout, handlers, stop, locks, InFlight()),
+        remove=RemoveContainer(store, layout, handlers, stop, locks, collector, InFlight()),
         query=QueryContainers(store, handlers),
         reopen_log=ReopenContainerLog(store, handlers),
         exec_sync=ExecSync(store, handlers),

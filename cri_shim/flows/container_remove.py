@@ -9,6 +9,7 @@ from cri_shim.adapters import rootfs
 from cri_shim.adapters.store import Store
 from cri_shim.flows.container_stop import StopContainer
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.lookup import find_container
@@ -30,6 +31,7 @@ class RemoveContainer:
     handlers: Handlers
     stop_container: StopContainer
     locks: Locks
+    collector: ImageCollector
     removals: InFlight[ContainerId, None]
 
     async def __call__(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
@@ -51,6 +53,8 @@ class RemoveContainer:
                 return
             await discard(self.store, self.layout, self.handlers, record)
             await self.store.containers.delete(container_id)
+        # Its image may have been removed before it.
+        await self.collector.drop_unused(record.layers)
         log.info("container is removed", container=container_id[:SHORT])
 
 

@@ -49,6 +49,11 @@ class ImageCollector:
             self._held = +self._held
             await to_the_end(self.drop_unused(digests))
 
+    async def settle(self) -> None:
+        """Wait for a removal that is under way: content that is there afterwards, and that a record names, stays."""
+        async with self._removal:
+            return
+
     async def drop_unused(self, digests: Iterable[Digest]) -> None:
         """Remove those of the given blobs and layers that nobody needs; absent is success."""
         async with self._removal:

@@ -83,7 +83,6 @@ def test_a_container_keeps_its_files_and_its_name_when_the_image_goes(lab: Lab) 
     lab.cri.remove(container)
 
 
-@pytest.mark.xfail(reason="RemoveContainer does not hand its layers to ImageCollector.drop_unused yet")
 def test_layers_go_with_the_last_container_of_a_removed_image(lab: Lab) -> None:
     container = lab.cri.run(lab.pod(), lab.shell("true"))
     lab.cri.wait_exit(container)
