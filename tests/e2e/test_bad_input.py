@@ -1,0 +1,311 @@
+"""Requests that are wrong: each is refused with a code and a name, and leaves nothing.
+
+Requests are given as text protos: what differs from a good one. What is wrong with images is in `test_bad_images`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import pytest
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from cri_shim.pb import api_pb2 as pb
+from tests.conftest import MakeDaemon
+from tests.e2e.bad_requests import (
+    CONTAINER_REQUESTS,
+    INVALID,
+    LATER,
+    MISSING,
+    NO_ID,
+    POD_REQUESTS,
+    RUNTIME_REFUSALS,
+    TAKEN,
+    UNMET,
+    cases,
+)
+from tests.support.cri import Cri, Pod, container_config
+from tests.support.daemon import Daemon
+from tests.support.expect import eventually, refused
+from tests.support.fields import is_map, leaves, name_of, put
+from tests.support.world import unchanged
+
+pytestmark = pytest.mark.root
+
+IMPLEMENTED = {
+    *("Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig", "RunPodSandbox", "StopPodSandbox"),
+    *("RemovePodSandbox", "PodSandboxStatus", "ListPodSandbox", "CreateContainer", "StartContainer", "StopContainer"),
+    *("RemoveContainer", "ListContainers", "ContainerStatus", "ReopenContainerLog", "ExecSync"),
+    *("PullImage", "ListImages", "ImageStatus", "RemoveImage", "ImageFsInfo"),
+}
+
+M = TypeVar("M", bound=Message)
+
+_serial = itertools.count()
+
+
+RUNTIME = [
+    method
+    for service in pb.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if method.name in IMPLEMENTED
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A daemon with an image and a pod, for requests that leave all of it as it is."""
+
+    daemon: Daemon
+    cri: Cri
+    channel: grpc.Channel
+    pod: Pod
+    image: str
+
+    def raw(self, method: MethodDescriptor) -> Callable[[bytes], bytes]:
+        """An RPC that sends and gets bytes."""
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+        call = self.channel.unary_unary(f"/{method.containing_service.full_name}/{method.name}")
+        return call
+
+    def pod_config(self, text: str = "") -> pb.PodSandboxConfig:
+        return _merged(self.daemon.pod_config(network=pb.NODE), text)
+
+    def container_config(self, text: str = "") -> pb.ContainerConfig:
+        """Each with a name of its own."""
+        return _merged(container_config(self.image, name=f"c{next(_serial)}"), text)
+
+
+@pytest.fixture(scope="module")
+def standing(shared_daemon: Daemon, busybox: str, wasm_hello: str) -> Iterator[Site]:
+    """No request of this file may cost a stack trace, not even in the log."""
+    with shared_daemon.client() as cri:
+        for handler, image in (("runc", busybox), ("crun", busybox), ("wasm", wasm_hello)):
+            cri.pull(image)  # and what a handler makes at its first container, and keeps
+            pod = cri.run_pod(shared_daemon.pod_config(network=pb.NODE), handler)
+            cri.create(pod, container_config(image))
+            cri.remove_pod(pod)
+        eventually(lambda: not any("probe" in line for line in shared_daemon.traces().processes))
+        pod = cri.run_pod(shared_daemon.pod_config(network=pb.NODE), "crun")
+        options = [("grpc.default_authority", "localhost")]
+        with grpc.insecure_channel(f"unix:{shared_daemon.socket}", options) as channel:
+            yield Site(shared_daemon, cri, channel, pod, busybox)
+    assert "Traceback" not in shared_daemon.log.read_text()
+
+
+@pytest.fixture
+def site(standing: Site) -> Iterator[Site]:
+    """What a request made that should have made nothing goes, so that it spoils no other test."""
+    with unchanged(standing.daemon):
+        yield standing
+        for container in standing.cri.containers():
+            standing.cri.remove(container.id)
+        for pod in standing.cri.pods():
+            if pod.id != standing.pod.id:
+                standing.cri.remove_pod(pod.id)
+
+
+@cases("text, code, words", POD_REQUESTS)
+def test_pods_that_cannot_be(site: Site, text: str, code: grpc.StatusCode, words: str) -> None:
+    with refused(code, words):
+        site.cri.run_pod(site.pod_config(text), "crun")
+
+
+@pytest.mark.parametrize("sysctl", ["net.ipv4.no_such", "net.ipv4.ip_local_port_range"])
+def test_sysctls_that_the_kernel_refuses(site: Site, sysctl: str) -> None:
+    config = site.daemon.pod_config()
+    config.linux.sysctls[sysctl] = "nonsense"
+    with refused(INVALID, sysctl):
+        site.cri.run_pod(config, "crun")
+
+
+@pytest.mark.parametrize("handler", ["no-such", "../crun", "h" * 1000])
+def test_unknown_handlers(site: Site, handler: str) -> None:
+    with refused(MISSING, "there are: crun, runc, wasm"):
+        site.cri.run_pod(site.pod_config(), handler)
+
+
+@cases("text, code, words", CONTAINER_REQUESTS)
+def test_containers_that_cannot_be(site: Site, text: str, code: grpc.StatusCode, words: str) -> None:
+    with refused(code, words):
+        site.cri.create(site.pod, site.container_config(text))
+
+
+@cases("text, words", RUNTIME_REFUSALS)
+@pytest.mark.parametrize("handler", ["runc", "crun"])
+def test_what_only_the_runtime_notices(site: Site, handler: str, text: str, words: str) -> None:
+    """It is about the request and the image, not about the node: the runtime's words, and what to do."""
+    pod = site.cri.run_pod(site.pod_config(), handler)
+    with refused(UNMET, words):
+        site.cri.run(pod, site.container_config(text))
+
+
+@pytest.mark.parametrize("method", RUNTIME, ids=[method.name for method in RUNTIME])
+def test_no_field_takes_an_unknown_value(site: Site, method: MethodDescriptor) -> None:
+    """proto3 lets any number into an enum, and a NUL into a text."""
+    call = site.raw(method)
+    for path in leaves(method.input_type):
+        for value in _bad_values(path[-1]):
+            request = GetMessageClass(method.input_type)()
+            put(request, path, value)
+            with refused(INVALID, f"{name_of(path)}: {value!r}" if isinstance(value, str) else f"{name_of(path)}: 99"):
+                call(request.SerializeToString())
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f"], ids=["garbage", "text", "cut"])
+@pytest.mark.parametrize("method", RUNTIME, ids=[method.name for method in RUNTIME])
+def test_bytes_that_are_no_message(site: Site, method: MethodDescriptor, body: bytes) -> None:
+    request = GetMessageClass(method.input_type)
+    try:
+        request.FromString(body)
+    except DecodeError:
+        with refused(INVALID, request.DESCRIPTOR.name):
+            site.raw(method)(body)
+
+
+BY_ID = {
+    "StopPodSandbox": "pod_sandbox_id",
+    "RemovePodSandbox": "pod_sandbox_id",
+    "PodSandboxStatus": "pod_sandbox_id",
+    "CreateContainer": "pod_sandbox_id",
+    "StartContainer": "container_id",
+    "StopContainer": "container_id",
+    "RemoveContainer": "container_id",
+    "ContainerStatus": "container_id",
+    "ExecSync": "container_id",
+    "ReopenContainerLog": "container_id",
+}
+
+
+@pytest.mark.parametrize(("rpc", "field"), BY_ID.items(), ids=list(BY_ID))
+def test_ids_that_are_none(site: Site, rpc: str, field: str) -> None:
+    method = next(method for method in RUNTIME if method.name == rpc)
+    kind, call = GetMessageClass(method.input_type), site.raw(method)
+    with refused(INVALID, "id is empty"):
+        call(kind().SerializeToString())
+    for unknown in (NO_ID, "../../etc", "x" * 100_000, "ABCDEF", "é"):
+        body = kind(**{field: unknown}).SerializeToString()
+        if rpc.startswith(("Stop", "Remove")):
+            call(body)
+        else:
+            with refused(MISSING, "does not exist"):
+                call(body)
+
+
+def test_a_prefix_that_fits_two(site: Site) -> None:
+    pods: dict[str, str] = {}
+    while (pod := site.cri.run_pod(site.pod_config(), "wasm").id)[0] not in pods:
+        pods[pod[0]] = pod
+    for call in (site.cri.pod_status, site.cri.stop_pod, site.cri.remove_pod):
+        with refused(INVALID, f"'{pod[0]}' is ambiguous"):
+            call(pod[0])
+    assert {pods[pod[0]], pod} <= {listed.id for listed in site.cri.pods()}
+
+
+def test_names_that_are_taken(site: Site) -> None:
+    config = site.pod_config()
+    site.cri.run_pod(config, "crun")
+    with refused(TAKEN, "runtime handler 'crun'"):
+        site.cri.run_pod(config, "runc")
+    container = site.container_config("command: 'true'")
+    site.cri.create(site.pod, container)
+    with refused(TAKEN, "a different configuration"):
+        site.cri.create(site.pod, _merged(container, "tty: true"))
+
+
+def test_what_is_the_clients_own_has_no_limit(site: Site) -> None:
+    config = site.pod_config()
+    config.labels["key/" + "k" * 1000] = "v" * 100_000
+    config.annotations["a"] = "\0\n\x7f" * 100_000
+    pod = site.cri.run_pod(config, "crun")
+    assert site.cri.pod_status(pod).labels == config.labels
+    assert site.cri.pod_status(pod).annotations == config.annotations
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("", INVALID, "cmd is empty"),
+        ("cmd: 'true' timeout: -1", INVALID, "timeout -1 is negative"),
+        ("cmd: '/no/such'", UNMET, "/no/such"),
+        ("cmd: '/etc'", UNMET, "/etc"),
+        ("cmd: ''", INVALID, "cmd is empty"),
+    ],
+    ids=["nothing", "timeout", "missing", "directory", "empty"],
+)
+@pytest.mark.parametrize("handler", ["runc", "crun"])
+def test_commands_that_cannot_run(site: Site, handler: str, text: str, code: grpc.StatusCode, words: str) -> None:
+    pod = site.cri.run_pod(site.pod_config(), handler)
+    container = site.cri.run(pod, site.container_config("command: 'sleep' command: '1000'"))
+    with refused(code, words):
+        site.cri.runtime.ExecSync(_merged(pb.ExecSyncRequest(container_id=container), text))
+    assert site.cri.exec(container, ["true"]).exit_code == 0
+    # The runtime has answered when the kernel refuses: it is the command's own end then.
+    huge = site.cri.exec(container, ["sh", "x" * (1 << 18)])
+    assert huge.exit_code != 0
+    assert b"rgument list too long" in huge.stderr
+
+
+def test_the_longest_waits(site: Site) -> None:
+    longest = (1 << 63) - 1
+    container = site.cri.run(
+        site.pod,
+        site.container_config("command: 'sh' command: '-c' command: 'trap exit TERM; while :; do sleep 0.1; done'"),
+    )
+    assert (
+        site.cri.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=["true"], timeout=longest))
+        == pb.ExecSyncResponse()
+    )
+    site.cri.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=longest))
+    other = site.cri.run(site.pod, site.container_config("command: 'sleep' command: '1000'"))
+    site.cri.runtime.StopContainer(pb.StopContainerRequest(container_id=other, timeout=-longest))
+    assert site.cri.status(other).exit_code == 137
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("tty: true", LATER, "tty"),
+        ("mounts { container_path: '/m' host_path: '/etc/passwd/x' }", UNMET, "/etc/passwd/x"),
+        ("linux { security_context { capabilities { add_capabilities: 'SYS_ADMIN' } } }", INVALID, "add_capabilities"),
+        ("devices { host_path: '/dev/null' }", INVALID, "devices"),
+        ("linux { resources { memory_limit_in_bytes: -1 } }", INVALID, "memory_limit_in_bytes"),
+    ],
+    ids=["tty", "mount", "capability", "device", "memory"],
+)
+def test_modules_that_cannot_be(site: Site, wasm_hello: str, text: str, code: grpc.StatusCode, words: str) -> None:
+    pod = site.cri.run_pod(site.pod_config(), "wasm")
+    with refused(code, words):
+        site.cri.create(pod, _merged(container_config(wasm_hello), text))
+
+
+def test_missing_volumes_may_be_an_error(make_daemon: MakeDaemon, busybox: str, tmp_path: Path) -> None:
+    daemon = make_daemon({"missing_mount_source": "error"})
+    with daemon.client() as cri:
+        cri.pull(busybox)
+        pod = cri.run_pod(daemon.pod_config(network=pb.NODE), "crun")
+        config = container_config(busybox, "true")
+        config.mounts.add(container_path="/m", host_path=str(tmp_path / "missing"))
+        with unchanged(daemon), refused(UNMET, f"host_path {tmp_path}/missing does not exist"):
+            cri.create(pod, config)
+    assert not (tmp_path / "missing").exists()
+
+
+def _bad_values(field: FieldDescriptor) -> list[object]:
+    if field.enum_type is not None:
+        return [99]
+    is_text = field.type == FieldDescriptor.TYPE_STRING or is_map(field)
+    return ["a\0b"] if is_text and field.name not in {"labels", "annotations", "label_selector"} else []
+
+
+def _merged(message: M, text: str) -> M:
+    text_format.Merge(text, message)
+    return message
