@@ -11,12 +11,12 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from cri_shim.kernel import fs, mounts
-from cri_shim.model.entry import EntryKind, EntryPoint, entry_kind
+from cri_shim.model.entry import EntryKind, EntryPoint, entry_kind, split_function
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
@@ -69,7 +69,18 @@ def read_facts(rootfs: Path, entry: EntryPoint) -> RootfsFacts:
 
 
 def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
-    """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH."""
+    """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH.
+
+    Where it finds nothing, the word may be `path#function` of a Wasm file.
+    """
+    kind = _kind(rootfs, entry)
+    module, function = split_function(entry.word)
+    if kind is EntryKind.MISSING and function and _kind(rootfs, replace(entry, word=module)) is EntryKind.WASM:
+        return EntryKind.WASM
+    return kind
+
+
+def _kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
     for candidate in _candidates(entry):
         head = _first_bytes(rootfs, candidate)
         if head is not None:

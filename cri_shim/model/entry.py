@@ -36,3 +36,9 @@ class EntryPoint:
     cwd: str
     search: str
     """The PATH of the process."""
+
+
+def split_function(word: str) -> tuple[str, str]:
+    """`path#function`, a Wasm module and the export to call, into its two parts; the function is empty without one."""
+    path, _, function = word.rpartition("#")
+    return (path, function) if path and function else (word, "")

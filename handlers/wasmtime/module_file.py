@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cri_shim.kernel import fs
+from cri_shim.model.entry import split_function
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
@@ -29,8 +30,8 @@ _COMPONENT_LAYER: Final = b"\x01\0"
 
 def split_entry(word: str) -> tuple[str, str]:
     """`path#function` → path and function; without a function it is `_start`."""
-    path, _, function = word.rpartition("#")
-    return (path, function) if path and function else (word, DEFAULT_FUNCTION)
+    path, function = split_function(word)
+    return path, function or DEFAULT_FUNCTION
 
 
 def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
