@@ -1,0 +1,276 @@
+"""Linux and Wasm containers side by side: which handler a container gets, why, and what they share.
+
+Not the rules one by one (`tests/unit/test_dispatch.py`): here the decision is made from real images and ends in a
+container that runs, or in an error that the user can act on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+import grpc
+import pytest
+
+from cri_shim.pb import api_pb2 as pb
+from tests.conftest import MakeDaemon
+from tests.e2e.conftest import Lab
+from tests.support import images
+from tests.support import wasm as guests
+from tests.support.cri import Pod, container_config
+from tests.support.expect import refused
+
+pytestmark = pytest.mark.root
+
+VARIANT = "module.wasm.image/variant"
+OCI_HANDLER = "run.oci.handler"
+
+
+def push_file(lab: Lab, registry: images.Registry, name: str = "file", labels: Mapping[str, str] | None = None) -> str:
+    """An ordinary Linux image with a Wasm file as its entrypoint, pulled. The module prints arguments and variables."""
+    base = images.busybox_image()
+    layer = images.layer([images.directory("app"), images.file("app/echo.wasm", guests.assemble(guests.ECHO), 0o644)])
+    config = {"Entrypoint": ["/app/echo.wasm"], "Cmd": ["of-image"], "Env": ["PATH=/bin:/app"], "Labels": labels or {}}
+    reference = registry.push(f"mixed/{name}:1", images.image([*base.blobs[1:], layer], config))
+    lab.cri.pull(reference)
+    return reference
+
+
+def push_artifact(lab: Lab, registry: images.Registry, name: str, text: str) -> str:
+    reference = registry.push_wasm(f"mixed/{name}:1", text)
+    lab.cri.pull(reference)
+    return reference
+
+
+def decision(lab: Lab, container: str) -> tuple[str, str]:
+    """The handler that the container got, and why."""
+    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+    info = json.loads(lab.cri.runtime.ContainerStatus(request).info["info"])
+    return info["handler"], info["handlerReason"]
+
+
+def annotated(lab: Lab, handler: str, annotations: Mapping[str, str]) -> Pod:
+    config = lab.pod_config()
+    config.annotations.update(annotations)
+    return lab.pod(handler, config=config)
+
+
+def test_a_linux_sidecar_in_a_wasm_pod(shared_lab: Lab, registry: images.Registry) -> None:
+    lab = shared_lab
+    sleeper = push_artifact(lab, registry, "sleep", guests.SLEEP)
+    pod = lab.pod("wasm", network=pb.POD)
+    main = lab.cri.run(pod, container_config(sleeper, name="main"))
+    lab.cri.wait_log(main, "going to sleep")
+    sidecar = lab.cri.run(pod, lab.shell("exec sleep 1000", name="sidecar"))
+    assert decision(lab, main) == ("wasm", "the image is a Wasm artifact")
+    handler, why = decision(lab, sidecar)
+    assert handler == "runc"
+    assert why == "the entrypoint is an ELF binary; handler 'wasm' leaves Linux to 'runc'"
+    shown = lab.cri.exec(sidecar, ["ip", "-4", "-o", "address", "show", "dev", "eth0"]).stdout.decode()
+    assert f" {lab.cri.pod_status(pod).network.ip}/" in shown
+    assert lab.cri.exec(sidecar, ["hostname"]).stdout.decode().strip() == pod.config.hostname
+
+    with refused(grpc.StatusCode.UNIMPLEMENTED, "Wasm"):
+        lab.cri.exec(main, ["ls"])
+    lab.cri.stop_pod(pod)
+    assert [lab.cri.status(container).exit_code for container in (main, sidecar)] == [137, 137]
+
+
+def test_a_wasm_artifact_in_a_crun_pod_needs_no_annotation(shared_lab: Lab) -> None:
+    lab = shared_lab
+    pod = lab.pod("crun", network=pb.POD)
+    container = lab.cri.run(pod, container_config(lab.wasm, args=["one", "two"], env={"KEY": "value"}))
+    status = lab.cri.wait_exit(container)
+    lines = [line.text for line in lab.cri.log(container)]
+    assert (status.exit_code, status.reason) == (0, "Completed")
+    assert lines[1:3] == ["one", "two"]
+    assert {"KEY=value", f"HOSTNAME={pod.config.hostname}"} <= set(lines)
+    assert decision(lab, container) == ("wasm", "the image is a Wasm artifact; handler 'crun' leaves Wasm to 'wasm'")
+
+
+@pytest.mark.parametrize("handler", ["crun", "wasm"])
+def test_a_wasm_file_in_a_linux_image_is_found(shared_lab: Lab, registry: images.Registry, handler: str) -> None:
+    lab = shared_lab
+    image = push_file(lab, registry)
+    pod = lab.pod(handler)
+    cases: list[tuple[list[str], str, list[str]]] = [
+        ([], "", ["/app/echo.wasm", "of-image"]),
+        (["/app/echo.wasm"], "", ["/app/echo.wasm"]),
+        (["echo.wasm"], "", ["echo.wasm"]),
+        (["./echo.wasm", "x"], "/app", ["./echo.wasm", "x"]),
+        (["/app/echo.wasm#_start", "x"], "", ["/app/echo.wasm", "x"]),
+    ]
+    for number, (command, directory, expected) in enumerate(cases):
+        config = container_config(image, *command, name=f"c{number}")
+        config.working_dir = directory
+        container = lab.cri.run(pod, config)
+        assert lab.cri.wait_exit(container).exit_code == 0
+        lines = [line.text for line in lab.cri.log(container)]
+        assert lines[: len(expected)] == expected
+        assert decision(lab, container)[0] == "wasm"
+    # A program of the same image is a Linux container.
+    container = lab.cri.run(pod, container_config(image, "echo", "linux", name="linux"))
+    assert lab.cri.wait_exit(container).exit_code == 0
+    assert decision(lab, container)[0] == {"crun": "crun", "wasm": "runc"}[handler]
+
+
+def test_wasm_under_runc_is_refused_with_a_way_out(shared_lab: Lab, registry: images.Registry) -> None:
+    lab = shared_lab
+    file, pod = push_file(lab, registry), lab.pod("runc")
+    for image, why in ((lab.wasm, "the image is a Wasm artifact"), (file, "the entrypoint is a Wasm file")):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, f"runs no Wasm, but {why}"):
+            lab.cri.create(pod, container_config(image))
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "use a RuntimeClass with handler crun or wasm"):
+            lab.cri.create(pod, container_config(image))
+    assert not lab.cri.containers()
+
+
+def test_annotations_of_other_runtimes(shared_lab: Lab, registry: images.Registry) -> None:
+    lab = shared_lab
+    file = push_file(lab, registry)
+    labelled = push_file(lab, registry, "labelled", {VARIANT: "compat-smart"})
+    for annotation in ({VARIANT: "compat"}, {VARIANT: "compat-smart"}, {OCI_HANDLER: "wasm"}):
+        ((key, value),) = annotation.items()
+        pod = annotated(lab, "crun", annotation)
+        # A word of the pod is a hint: its sidecars stay Linux containers.
+        sidecar = lab.cri.create(pod, lab.shell("true", name="sidecar"))
+        assert decision(lab, sidecar) == ("crun", "the entrypoint is an ELF binary")
+        module = lab.cri.create(pod, container_config(file, name="module"))
+        assert decision(lab, module)[0] == "wasm"
+        # A word of the container is an order.
+        config = container_config(file, name="own")
+        config.annotations.update(annotation)
+        own = lab.cri.create(lab.pod("crun"), config)
+        assert decision(lab, own) == (
+            "wasm",
+            f"the container's annotation {key}: {value}; handler 'crun' leaves Wasm to 'wasm'",
+        )
+        config = lab.shell("true", name="forced")
+        config.annotations.update(annotation)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, f"annotation {key}: {value} asks for Wasm, but the entrypoint"):
+            lab.cri.create(pod, config)
+    pod = lab.pod("crun")
+    assert decision(lab, lab.cri.create(pod, container_config(labelled, name="module")))[0] == "wasm"
+    assert decision(lab, lab.cri.create(pod, container_config(labelled, "true", name="linux")))[0] == "crun"
+    # Values that mean other engines change nothing.
+    pod = annotated(lab, "crun", {OCI_HANDLER: "krun", VARIANT: "other"})
+    assert lab.output(pod, lab.shell("echo runs")) == (0, ["runs"])
+
+
+def test_own_annotations_stay_within_what_the_handler_allows(shared_lab: Lab) -> None:
+    lab = shared_lab
+    denied, unimplemented = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED
+    for handler, annotation, code, words in (
+        ("runc", {"cri-shim.io/handler.main": "crun"}, denied, "crun is not allowed by handler 'runc'"),
+        ("crun", {"cri-shim.io/handler.main": "wasm"}, denied, "wasm is not allowed by handler 'crun'"),
+        ("wasm", {"cri-shim.io/handler.main": "crun"}, denied, "allowed: runc, wasm"),
+        ("wasm", {"cri-shim.io/handler.main": "wasm"}, denied, "the container is no Wasm"),
+        ("crun", {"cri-shim.io/isolation": "in-process"}, denied, "not allowed by handler 'crun'"),
+        ("crun", {"cri-shim.io/isolation": "process"}, unimplemented, "not supported by this version"),
+        ("wasm", {"cri-shim.io/listen": "8080"}, unimplemented, "not supported by this version"),
+        ("wasm", {"cri-shim.io/stop": "graceful"}, unimplemented, "not supported by this version"),
+        ("crun", {"cri-shim.io/other": "x"}, denied, "unknown annotation"),
+    ):
+        of_pod = annotated(lab, handler, annotation)
+        with refused(code, words):
+            lab.cri.create(of_pod, lab.shell("true"))
+        config = lab.shell("true")
+        config.annotations.update(annotation)
+        with refused(code, words):
+            lab.cri.create(lab.pod(handler), config)
+    assert not lab.cri.containers()
+    pod = annotated(lab, "wasm", {"cri-shim.io/handler.main": "runc", "cri-shim.io/handler.other": "unheard-of"})
+    container = lab.cri.create(pod, lab.shell("true"))
+    assert decision(lab, container) == (
+        "runc",
+        "annotation cri-shim.io/handler.main; the entrypoint is an ELF binary",
+    )
+
+
+def test_a_node_may_let_pods_choose(make_daemon: MakeDaemon, busybox: str) -> None:
+    handlers = {
+        "runc": {"kind": "oci", "path": "runc", "container_handlers": ["crun"]},
+        "crun": {"kind": "oci", "path": "crun", "wasm": "off"},
+        "alone": {"kind": "wasmtime", "linux_containers": ""},
+    }
+    daemon = make_daemon({"handlers": handlers})
+    with daemon.client() as cri:
+        cri.pull(busybox)
+        lab = Lab(daemon, cri, busybox, "")
+        pod = annotated(lab, "runc", {"cri-shim.io/handler.main": "crun"})
+        assert decision(lab, cri.create(pod, lab.shell("true")))[0] == "crun"
+        assert decision(lab, cri.create(pod, lab.shell("true", name="other")))[0] == "runc"
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "runs no Linux containers"):
+            cri.create(lab.pod("alone"), lab.shell("true"))
+
+
+@pytest.mark.parametrize("handler", ["runc", "crun", "wasm"])
+def test_a_shared_pid_namespace_with_both_kinds(shared_lab: Lab, registry: images.Registry, handler: str) -> None:
+    lab = shared_lab
+    sleeper = push_artifact(lab, registry, "sleep", guests.SLEEP)
+    pod = lab.pod(handler, pid=pb.POD)
+    if handler != "runc":
+        module = lab.cri.run(pod, container_config(sleeper, name="module", pid=pb.POD))
+        lab.cri.wait_log(module, "going to sleep")
+    one, _ = (
+        lab.cri.run(pod, container_config(lab.busybox, "sleep", "1000", name=name, pid=pb.POD))
+        for name in ("one", "two")
+    )
+    listed = lab.cri.exec(one, ["ps", "-o", "pid,comm"]).stdout.decode().split("\n")
+    words = [line.split() for line in listed[1:] if line]
+    assert ["1", "catatonit"] in words
+    assert [command for _, command in words].count("sleep") == 2
+    lab.cri.stop_pod(pod)
+    assert {container.state for container in lab.cri.containers()} == {pb.CONTAINER_EXITED}
+
+
+def test_limits_of_a_wasm_container(shared_lab: Lab, registry: images.Registry) -> None:
+    lab = shared_lab
+    hog = push_artifact(lab, registry, "hog", guests.HOG)
+    for handler in ("wasm", "crun"):
+        config = container_config(hog)
+        config.linux.resources.memory_limit_in_bytes = 8 << 20
+        container = lab.cri.run(lab.pod(handler), config)
+        status = lab.cri.wait_exit(container)
+        assert (status.exit_code, status.reason) == (137, "OOMKilled")
+        assert status.resources.linux.memory_limit_in_bytes == 8 << 20
+
+
+def test_a_wasm_container_stops_at_once(shared_lab: Lab, registry: images.Registry) -> None:
+    lab, pod = shared_lab, shared_lab.pod("wasm")
+    for name, text in (("sleep", guests.SLEEP), ("spin", guests.SPIN)):
+        for grace, code in ((30, 143), (0, 137)):
+            image = push_artifact(lab, registry, name, text)
+            container = lab.cri.run(pod, container_config(image, name=f"{name}-{grace}"))
+            time.sleep(0.05)
+            begin = time.monotonic()
+            lab.cri.stop(container, grace=grace)
+            assert time.monotonic() - begin < 1
+            status = lab.cri.status(container)
+            assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, code, "Error")
+
+
+def test_what_a_wasm_container_cannot_have_is_refused_by_name(shared_lab: Lab) -> None:
+    lab = shared_lab
+    sandbox = lab.pod_config()
+    sandbox.linux.security_context.privileged = True
+    pod = lab.pod("wasm", config=sandbox)
+    security = pb.LinuxContainerSecurityContext
+    node = pb.NamespaceOption(pid=pb.NODE)
+    for config, words in (
+        (pb.ContainerConfig(tty=True), "tty"),
+        (pb.ContainerConfig(devices=[pb.Device(host_path="/dev/null", permissions="r")]), "devices"),
+        (linux(security(privileged=True)), "privileged"),
+        (linux(security(capabilities=pb.Capability(add_capabilities=["NET_ADMIN"]))), "add_capabilities"),
+        (linux(security(namespace_options=node)), "hostPID"),
+    ):
+        wanted = container_config(lab.wasm)
+        wanted.MergeFrom(config)
+        with pytest.raises(grpc.RpcError, match=words):
+            lab.cri.create(pod, wanted)
+    assert not lab.cri.containers()
+
+
+def linux(security: pb.LinuxContainerSecurityContext) -> pb.ContainerConfig:
+    return pb.ContainerConfig(linux=pb.LinuxContainerConfig(security_context=security))
