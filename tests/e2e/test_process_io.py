@@ -15,7 +15,7 @@ from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
 from tests.support import images
 from tests.support.cri import container_config
-from tests.support.expect import refused
+from tests.support.expect import eventually, refused
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("handler", ["runc", "crun"])]
 
@@ -180,3 +180,37 @@ def test_a_shorter_grace_wins_over_a_longer_one(shared_lab: Lab, handler: str) -
     assert time.monotonic() - begin < 4
     patient.result(5)
     assert [line.text for line in lab.cri.log(container)] == ["asked"]
+
+
+def test_an_exec_ends_with_its_container(shared_lab: Lab, handler: str) -> None:
+    lab, pod = shared_lab, shared_lab.pod(handler)
+    container = lab.cri.run(pod, lab.shell("exec sleep 1000"))
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "echo begun; sleep 876; true"])
+    running = lab.cri.runtime.ExecSync.future(request, timeout=30)
+    eventually(lambda: b"sleep 876" in lab.cri.exec(container, ["ps"]).stdout)
+    lab.cri.stop(container)
+    answer = running.result(5)
+    assert (answer.stdout, answer.exit_code) == (b"begun\n", 137)
+
+
+def test_an_exec_ends_when_its_client_leaves(shared_lab: Lab, handler: str) -> None:
+    lab, pod = shared_lab, shared_lab.pod(handler)
+    container = lab.cri.run(pod, lab.shell("exec sleep 1000"))
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "sleep 876 & sleep 876; true"])
+    running = lab.cri.runtime.ExecSync.future(request, timeout=30)
+    eventually(lambda: lab.cri.exec(container, ["ps"]).stdout.count(b"sleep 876") == 4)
+    running.cancel()
+    eventually(lambda: b"sleep 876" not in lab.cri.exec(container, ["ps"]).stdout)
+
+
+def test_many_at_once(shared_lab: Lab, handler: str) -> None:
+    lab, pod = shared_lab, shared_lab.pod(handler)
+    container = lab.cri.run(pod, lab.shell("exec sleep 1000"))
+    calls = [
+        lab.cri.runtime.ExecSync.future(
+            pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", f"echo {number}; exit {number}"]), timeout=60
+        )
+        for number in range(20)
+    ]
+    answers = [call.result() for call in calls]
+    assert [(answer.stdout, answer.exit_code) for answer in answers] == [(b"%d\n" % n, n) for n in range(20)]
