@@ -74,10 +74,10 @@ async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerO
         gate.open()
         # Not before: what runtimes can do takes them half a second to say, and only Status needs it.
         probing = asyncio.create_task(flows.handlers.probe())
-        stack.callback(probing.cancel)
+        stack.push_async_callback(_cancelled, probing)
         notify.notify("READY=1")
         watchdog = asyncio.create_task(_watchdog())
-        stack.callback(watchdog.cancel)
+        stack.push_async_callback(_cancelled, watchdog)
         logger.info("serving", listen=str(listen), handlers=sorted(options), default=flows.handlers.default)
         await stop.wait()
         notify.notify("STOPPING=1")
@@ -100,6 +100,13 @@ def _reload(file: Path | None, config: Config) -> None:
     before, after = configuration.as_dict(config), configuration.as_dict(fresh)
     changed = sorted(key for key in after if key != "log" and before[key] != after[key])
     logger.info("configuration reloaded", needs_restart=changed)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """End a task and wait until it has cleaned up."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _watchdog() -> None:

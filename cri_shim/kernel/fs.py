@@ -167,13 +167,18 @@ def _resolve(directory: int, path: str | Path, flags: int) -> int:
 def read_in_root(root: Path, path: str | Path, limit: int) -> bytes | None:
     """The bytes of a regular file below a root that is not trusted; None when there is no such file.
 
-    InvalidArgument for a FIFO, device, socket or directory (never opened for reading: that alone can have effects) and
-    for more than `limit` bytes.
+    InvalidArgument for a FIFO, device, socket or directory (never opened for reading: that alone can have effects), for
+    links without an end and for more than `limit` bytes.
     """
     try:
         handle = open_in_root(root, path, os.O_PATH)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENAMETOOLONG}:
+            raise
+        msg = f"{path} in the image: {error.strerror}"
+        raise InvalidArgument(msg) from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             msg = f"{path} in the image is not a regular file"

@@ -406,9 +406,9 @@ class Reaper:
                 os.waitid(os.P_PID, status.si_pid, os.WEXITED | os.WNOHANG)
 
 
-def set_child_subreaper() -> None:
+def set_child_subreaper(*, enabled: bool = True) -> None:
     """Become the parent of every orphan among our descendants: daemonised conmons, detached execs."""
-    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
 def reset_oom_score_adj(pid: int) -> None:

@@ -236,7 +236,7 @@ def check_platform(plan: ImagePlan, host: Sequence[Platform]) -> None:
 def _decode(body: bytes, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"the {what} is malformed: {error}"
         raise PullError(msg) from None
 
@@ -299,6 +299,7 @@ def _image_platform(config: _Config, index_entry: Descriptor | None, *, is_wasm:
 
 
 def _image_config(run: _RunConfig) -> ImageConfig:
+    _refuse_nul(run)
     return ImageConfig(
         entrypoint=run.entrypoint or (),
         cmd=run.cmd or (),
@@ -310,6 +311,16 @@ def _image_config(run: _RunConfig) -> ImageConfig:
         labels=run.labels or {},
         exposed_ports=tuple(run.exposed_ports or ()),
     )
+
+
+def _refuse_nul(run: _RunConfig) -> None:
+    """These become arguments, variables, paths and names, for all of which a NUL is the end."""
+    for field in ("entrypoint", "cmd", "env", "working_dir", "user", "volumes", "stop_signal"):
+        value = getattr(run, field) or ()
+        for text in [value] if isinstance(value, str) else value:
+            if "\0" in text:
+                msg = f"the image config has a NUL character in {field}: {text[:100]!r}"
+                raise PullError(msg)
 
 
 def _diff_ids(config: _Config, manifest: Manifest, tars: Sequence[Descriptor]) -> list[Digest]:

@@ -93,6 +93,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path, run_name: str) -
     for plan in bench.plans:
         rootfs.remove(layout, plan.id)
     reaper.stop()
+    process.set_child_subreaper(enabled=False)
     mounts.unmount_tree(tmp_path)
 
 
