@@ -177,7 +177,7 @@ def read_in_root(root: Path, path: str | Path, limit: int) -> bytes | None:
     except OSError as error:
         if error.errno not in {errno.ELOOP, errno.ENAMETOOLONG}:
             raise
-        msg = f"{path} in the image: {error.strerror}"
+        msg = f"{path} in the image: {os.strerror(error.errno)}"
         raise InvalidArgument(msg) from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

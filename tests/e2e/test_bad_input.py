@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -19,7 +18,6 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cri_shim.pb import api_pb2 as pb
-from tests.conftest import MakeDaemon
 from tests.e2e.bad_requests import (
     CONTAINER_REQUESTS,
     INVALID,
@@ -285,18 +283,6 @@ def test_modules_that_cannot_be(site: Site, wasm_hello: str, text: str, code: gr
     pod = site.cri.run_pod(site.pod_config(), "wasm")
     with refused(code, words):
         site.cri.create(pod, _merged(container_config(wasm_hello), text))
-
-
-def test_missing_volumes_may_be_an_error(make_daemon: MakeDaemon, busybox: str, tmp_path: Path) -> None:
-    daemon = make_daemon({"missing_mount_source": "error"})
-    with daemon.client() as cri:
-        cri.pull(busybox)
-        pod = cri.run_pod(daemon.pod_config(network=pb.NODE), "crun")
-        config = container_config(busybox, "true")
-        config.mounts.add(container_path="/m", host_path=str(tmp_path / "missing"))
-        with unchanged(daemon), refused(UNMET, f"host_path {tmp_path}/missing does not exist"):
-            cri.create(pod, config)
-    assert not (tmp_path / "missing").exists()
 
 
 def _bad_values(field: FieldDescriptor) -> list[object]:

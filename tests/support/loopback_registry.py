@@ -40,6 +40,7 @@ class Fault(enum.Enum):
     NOT_FOUND = "404"
     ERROR = "500"
     DENIED = "401 with no challenge"
+    FORBIDDEN = "403"
     LIMITED = "429"
     CLOSE = "close the connection without an answer"
     STALL = "send half, then nothing"
@@ -296,6 +297,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._error(500, "UNKNOWN", "the disk is on fire")
             case Fault.DENIED:
                 self._error(401, "UNAUTHORIZED", "authentication required")
+            case Fault.FORBIDDEN:
+                self._error(403, "DENIED", "requested access to the resource is denied")
             case Fault.LIMITED:
                 self._error(429, "TOOMANYREQUESTS", "slow down")
             case Fault.CLOSE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import subprocess
@@ -110,9 +109,8 @@ def test_read_in_root_refuses_what_is_no_plain_file_and_what_is_too_large(tmp_pa
             fs.read_in_root(tmp_path, f"/{name}", 10)
     with pytest.raises(InvalidArgument, match="larger than 10 bytes"):
         fs.read_in_root(tmp_path, "/large", 10)
-    with pytest.raises(OSError, match="openat2") as caught:
+    with pytest.raises(InvalidArgument, match=r"^/loop in the image: Too many levels of symbolic links$"):
         fs.read_in_root(tmp_path, "/loop", 10)
-    assert caught.value.errno == errno.ELOOP
 
 
 def test_lock_has_one_holder_and_ends_with_it(tmp_path: Path) -> None:

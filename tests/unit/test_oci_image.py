@@ -225,6 +225,23 @@ def test_a_config_that_does_not_fit_is_refused(config: bytes, reason: str) -> No
         plan_image(manifest_of(image), Digest(image.digest), config, None)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"Cmd": ["a", "b\0"]},
+        {"Env": ["A=\0"]},
+        {"WorkingDir": "/\0"},
+        {"User": "\0"},
+        {"Volumes": {"/\0": {}}},
+        {"Entrypoint": ["\0"]},
+        {"StopSignal": "\0"},
+    ],
+)
+def test_a_nul_is_refused_where_it_would_be_the_end(settings: dict[str, object]) -> None:
+    with pytest.raises(PullError, match="the image config has a NUL character in"):
+        plan_of(images.image([LAYER], settings))
+
+
 def test_two_modules_are_one_too_many() -> None:
     blobs = [images.Blob(data, images.WASM_LAYER) for data in (b"1", b"2")]
     with pytest.raises(PullError, match="2 Wasm layers"):
