@@ -5,13 +5,15 @@ wait until their change is in the database. Invariant: a record is visible only 
 
 One thread owns the connection. It takes all changes that have queued up since its last commit into one transaction, so
 a burst of pod creations costs a few commits. WAL with `synchronous=NORMAL`: a killed daemon loses nothing; a power cut
-may lose the last commits, and with them everything that they described is gone too.
+may lose the last commits, and with them everything that they described is gone too. The WAL has its room on the disk
+from the start: on a full one pods are still stopped and removed, which is how it gets room again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -29,6 +31,8 @@ from cri_shim.model.image import ImageRecord, LayerRecord
 from cri_shim.model.pod import PodRecord
 
 SCHEMA = 1
+WAL_BYTES = 5 << 20
+"""More than SQLite's automatic checkpoint (1000 pages) lets it grow to."""
 
 
 class Keyed(Protocol):
@@ -191,6 +195,12 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
         future.set_exception(error)
 
 
+def _reserve(wal: Path) -> None:
+    """Give the WAL its room. Zeros behind its last frame mean nothing to SQLite, and it never shortens the file."""
+    with contextlib.suppress(OSError), wal.open("r+b") as file:  # full already, or a file system that cannot
+        os.posix_fallocate(file.fileno(), 0, WAL_BYTES)
+
+
 class Store:
     """The tables. Open with `Store.open`, in a thread; close when no write is under way."""
 
@@ -224,6 +234,7 @@ class Store:
                         f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID"
                     )
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            _reserve(path.with_name(f"{path.name}-wal"))
         except sqlite3.Error as error:
             msg = f"cannot open the database {path}: {error}"
             raise FailedPrecondition(msg) from error
