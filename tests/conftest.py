@@ -118,10 +118,16 @@ def make_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name:
 
 
 @pytest.fixture(scope="module")
-def shared_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[Daemon]:
-    """One daemon for all tests of a file that only look at what runs on it."""
+def make_shared_daemon(request: pytest.FixtureRequest, short_directory: Path, run_name: str) -> Iterator[MakeDaemon]:
+    """The same for daemons that all tests of a file use."""
     with _maker(request.node, short_directory, run_name) as make:
-        yield make()
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(make_shared_daemon: MakeDaemon) -> Daemon:
+    """One daemon for all tests of a file that only look at what runs on it."""
+    return make_shared_daemon()
 
 
 @pytest.fixture
