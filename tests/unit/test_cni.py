@@ -185,7 +185,7 @@ def test_addresses_of_the_sandbox_ipv4_first() -> None:
         ({"ips": [{"version": "4", "address": "10.0.0.2/24"}]}, ("10.0.0.2",)),
         ({"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.0.0.2/24", "interface": 0}]}, ()),
         ({"interfaces": [], "ips": [{"address": "10.0.0.2/24", "interface": 7}]}, ()),
-        ({"ips": [{"address": "::ffff:1.2.3.4/128"}, {"address": "1.2.3.4/32"}]}, ("1.2.3.4", "::ffff:102:304")),
+        ({"ips": [{"address": "fe80::1/128"}, {"address": "1.2.3.4/32"}]}, ("1.2.3.4", "fe80::1")),
     ],
 )
 def test_addresses_of_odd_results(result: dict[str, object], addresses: tuple[str, ...]) -> None:
