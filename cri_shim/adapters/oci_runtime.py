@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,7 +45,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Descriptors for an exec'ed process; stdin None is /dev/null."""
+    """Descriptors for an exec'ed process; without a stdin it reads end-of-file at once."""
 
     stdin: int | None
     stdout: int
@@ -125,7 +125,8 @@ class OciRuntime:
         enter = await self._enter()
 
         def spawn() -> process.Child:
-            caller = process.spawn(argv, stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
+            with _no_input() if streams.stdin is None else contextlib.nullcontext(streams.stdin) as stdin:
+                caller = process.spawn(argv, stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
             process.set_oom_score_adj(caller.pid, call.oom_score_adj)
             return caller
 
@@ -181,6 +182,17 @@ class OciRuntime:
 
     def _hidden(self) -> tuple[Path, ...]:
         return (self._host.unified,) if self._host.unified is not None else ()
+
+
+@contextlib.contextmanager
+def _no_input() -> Iterator[int]:
+    """A pipe that nobody writes to. Not /dev/null: crun gives what is behind a stream to the container's user."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.close(write_end)
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
 
 
 async def _ended(caller: process.Child, argv: Sequence[str]) -> int:

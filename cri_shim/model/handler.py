@@ -106,7 +106,7 @@ class ExecRequest:
 
     args: tuple[str, ...]
     stdin: int | None
-    """File descriptors, owned by the caller; None = /dev/null."""
+    """File descriptors, owned by the caller; None = end-of-file at once."""
     stdout: int
     stderr: int
 
