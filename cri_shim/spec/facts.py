@@ -53,6 +53,8 @@ class MountSource:
 
     path: str
     propagation: Propagation = Propagation.PRIVATE
+    restrictions: tuple[str, ...] = ()
+    """Of nosuid, nodev and noexec those of the mount that it is on: runtimes drop what the spec does not repeat."""
 
 
 @dataclass(frozen=True, slots=True)

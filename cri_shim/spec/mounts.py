@@ -62,8 +62,10 @@ def _of_pod(plan: ContainerPlan) -> list[Json]:
         return []
     access = "ro" if plan.config.linux.security_context.readonly_rootfs else "rw"
     pod = plan.pod
+    # Repeated from the mount itself: crun drops from a bind what its options do not name.
+    shm = _OF_KERNEL if pod.ipc is not None else ("nosuid", "nodev")
     return [
-        bind(str(pod.shm), "/dev/shm", ("rbind", "rprivate", "rw")),  # noqa: S108  the pod's own, not a temporary file
+        bind(str(pod.shm), "/dev/shm", ("rbind", "rprivate", *shm, "rw")),  # noqa: S108  the pod's own
         bind(str(pod.hostname_file), "/etc/hostname", ("rbind", "rprivate", access)),
         bind(str(pod.hosts), "/etc/hosts", ("rbind", "rprivate", access)),
         bind(str(pod.resolv_conf), "/etc/resolv.conf", ("rbind", "rprivate", access)),
@@ -83,7 +85,7 @@ def _asked(mount: pb.Mount, found: ContainerFacts) -> Json:
     access = "rw"
     if mount.readonly:
         access = "rro" if mount.recursive_read_only else "ro"
-    return bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], access))
+    return bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], *source.restrictions, access))
 
 
 def _target(mount: pb.Mount) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ _MOUNT_SETATTR_KERNEL: Final = (5, 12)
 # Made anew for each container, or of this host's sessions only.
 _NOT_PASSED_ON: Final = frozenset({"pts", "shm", "fd", "mqueue", ".udev", ".lxc", ".lxd-mounts"})
 _CONSOLE: Final = "console"
+_RESTRICTIONS: Final = (("nosuid", os.ST_NOSUID), ("nodev", os.ST_NODEV), ("noexec", os.ST_NOEXEC))
 
 
 def host_facts(identity: Identity, context: HandlerContext) -> HostFacts:
@@ -56,7 +57,7 @@ def container_facts(config: pb.ContainerConfig) -> ContainerFacts:
     if config.linux.security_context.privileged:
         devices[HOST_DEVICES] = tuple(_below(HOST_DEVICES))
     return ContainerFacts(
-        sources={mount.host_path: _source(mount) for mount in config.mounts if os.path.exists(mount.host_path)},  # noqa: PTH110  of CRI, a string
+        sources=_sources(config.mounts),
         devices=devices,
         seccomp=_localhost_profile(config.linux.security_context),
     )
@@ -83,14 +84,25 @@ def _first_character(path: Path) -> str:
         return ""
 
 
-def _source(mount: pb.Mount) -> MountSource:
-    resolved = Path(mount.host_path).resolve()
-    if mount.propagation == pb.MountPropagation.PROPAGATION_PRIVATE:
-        return MountSource(str(resolved))  # no need to read the mount table
-    tags = " ".join(mounts.propagation_of(resolved))
-    if "shared:" in tags:
-        return MountSource(str(resolved), Propagation.SHARED)
-    return MountSource(str(resolved), Propagation.SLAVE if "master:" in tags else Propagation.PRIVATE)
+def _sources(asked: Sequence[pb.Mount]) -> dict[str, MountSource]:
+    found = {mount.host_path for mount in asked if os.path.exists(mount.host_path)}  # noqa: PTH110  of CRI, a string
+    # Who asks for none need not wait for the mount table to be read.
+    propagating = {mount.host_path for mount in asked if mount.propagation != pb.MountPropagation.PROPAGATION_PRIVATE}
+    return {path: _source(path, propagates=path in propagating) for path in found}
+
+
+def _source(host_path: str, *, propagates: bool) -> MountSource:
+    resolved = Path(host_path).resolve()
+    flags = os.statvfs(resolved).f_flag
+    restrictions = tuple(option for option, flag in _RESTRICTIONS if flags & flag)
+    propagation = Propagation.PRIVATE
+    if propagates:
+        tags = " ".join(mounts.propagation_of(resolved))
+        if "shared:" in tags:
+            propagation = Propagation.SHARED
+        elif "master:" in tags:
+            propagation = Propagation.SLAVE
+    return MountSource(str(resolved), propagation, restrictions)
 
 
 def _devices(host_path: str) -> Iterator[DeviceNode]:
