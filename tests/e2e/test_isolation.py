@@ -219,3 +219,19 @@ def test_seccomp(shared_lab: Lab, tmp_path: Path, handler: str) -> None:
         )
         with refused(code, reference):
             lab.cri.create(pod, config)
+
+
+def test_nothing_of_the_daemon_comes_along_or_changes_hands(shared_lab: Lab, handler: str) -> None:
+    lab = shared_lab
+    script = """
+        echo written >/dev/stdout; ls -1 /proc/$$/fd
+        umask; grep -E '^Sig(Blk|Ign|Cgt):' /proc/self/status; cat; wc -c </dev/stdin"""
+    config = lab.shell(f"{script}; exec sleep 1000")
+    config.linux.security_context.run_as_user.value = 4711
+    before = {name: os.stat(name).st_uid for name in ("/dev/null", "/dev/zero", "/dev/tty")}
+    container = lab.cri.run(lab.pod(handler), config)
+    none = "0000000000000000"
+    expected = ["written", "0", "1", "2", "0022", f"SigBlk:\t{none}", f"SigIgn:\t{none}", f"SigCgt:\t{none}", "0"]
+    assert lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines() == expected
+    assert [line.text for line in lab.cri.wait_log(container, "SigCgt")][: len(expected)] == expected
+    assert {name: os.stat(name).st_uid for name in before} == before

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -304,6 +306,56 @@ def test_mounts(shared_lab: Lab, tmp_path: Path, handler: str) -> None:
     assert list(status.mounts) == mounts
     assert {path.parent.name for path in tmp_path.rglob("new")} == {"rw", "there", "real", "inner"}
     assert stat.S_IMODE((tmp_path / "not" / "there").stat().st_mode) == 0o755
+
+
+def test_mounts_keep_the_restrictions_of_their_source(shared_lab: Lab, tmp_path: Path, handler: str) -> None:
+    lab = shared_lab
+    with tmpfs(tmp_path, "nosuid,nodev,noexec"):
+
+        def ask(config: pb.ContainerConfig) -> None:
+            config.mounts.add(host_path=str(tmp_path), container_path="/m/rw")
+            config.mounts.add(host_path=str(tmp_path), container_path="/m/ro", readonly=True)
+
+        lines = lab.say(lab.pod(handler), "grep -E ' (/m/r.|/dev/shm) ' /proc/self/mounts", ask)
+    options = {line.split()[1]: set(line.split()[3].split(",")) for line in lines}
+    assert {target: "ro" in found for target, found in options.items()} == {
+        "/m/rw": False,
+        "/m/ro": True,
+        "/dev/shm": False,
+    }
+    assert all(found >= {"nosuid", "nodev", "noexec"} for found in options.values())
+
+
+def test_one_source_with_several_propagations(shared_lab: Lab, tmp_path: Path, handler: str) -> None:
+    lab = shared_lab
+    with tmpfs(tmp_path, "defaults"):
+        subprocess.run(["mount", "--make-shared", str(tmp_path)], check=True)
+        (group,) = propagation_tags(Path("/proc/self/mountinfo").read_text().splitlines())[str(tmp_path)]
+
+        def ask(config: pb.ContainerConfig) -> None:
+            for name in ("BIDIRECTIONAL", "HOST_TO_CONTAINER", "PRIVATE"):
+                mode = pb.MountPropagation.Value(f"PROPAGATION_{name}")
+                config.mounts.add(host_path=str(tmp_path), container_path=f"/m/{name}", propagation=mode)
+
+        tags = propagation_tags(lab.say(lab.pod(handler), "grep ' /m/' /proc/self/mountinfo", ask))
+    master = group.replace("shared", "master")
+    assert group in tags["/m/BIDIRECTIONAL"]
+    assert master in tags["/m/HOST_TO_CONTAINER"]
+    assert not {group, master} & tags["/m/PRIVATE"]
+
+
+def propagation_tags(mountinfo: Sequence[str]) -> dict[str, set[str]]:
+    """`shared:N` and `master:N` by mount point (proc_pid_mountinfo(5))."""
+    return {line.split()[4]: set(line.partition(" - ")[0].split()[6:]) for line in mountinfo}
+
+
+@contextmanager
+def tmpfs(directory: Path, options: str) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "test", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def test_a_missing_mount_source_is_refused_where_the_node_says_so(
