@@ -220,28 +220,38 @@ class Store:
         """Open or make the database. Raises FailedPrecondition when it cannot be used."""
         try:
             connection = sqlite3.connect(path, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA cache_size = -512")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA:
-                connection.close()
-                msg = f"the database {path} has schema {version}, this version knows {SCHEMA}"
-                raise FailedPrecondition(msg, hint="run the newer cri-shim that wrote it")
-            with connection:
-                for table in ("pods", "containers", "images", "layers"):
-                    connection.execute(
-                        f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID"
-                    )
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
-            _reserve(path.with_name(f"{path.name}-wal"))
         except sqlite3.Error as error:
             msg = f"cannot open the database {path}: {error}"
             raise FailedPrecondition(msg) from error
-        store = cls(connection)
+        try:
+            _prepare(connection, path)
+            store = cls(connection)
+        except BaseException:
+            connection.close()
+            raise
         store._writer.start()
         return store
 
     def close(self) -> None:
         """Wait for queued writes and close the file."""
         self._writer.close()
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Set the journal up and make the tables. Raises FailedPrecondition for what is no database of ours."""
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA cache_size = -512")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            msg = f"the database {path} has schema {version}, this version knows {SCHEMA}"
+            raise FailedPrecondition(msg, hint="run the newer cri-shim that wrote it")
+        with connection:
+            for table in ("pods", "containers", "images", "layers"):
+                columns = "(key TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID"
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table} {columns}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    except sqlite3.Error as error:
+        msg = f"cannot open the database {path}: {error}"
+        raise FailedPrecondition(msg) from error
