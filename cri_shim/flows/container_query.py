@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.store import Store
+from cri_shim.flows.entries import Entries
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.lookup import existing_container, visible_containers
 from cri_shim.model.container import ContainerRecord, ContainerState
 from cri_shim.model.errors import CriShimError
-from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.stop_signal import signal_enum
 
@@ -23,18 +23,15 @@ _STATES = {
 
 @dataclass(slots=True)
 class QueryContainers:
-    """Answers from the records; list entries are kept per record version, since the kubelet lists every second."""
+    """Answers from the records."""
 
     store: Store
     handlers: Handlers
-    _entries: dict[ContainerId, tuple[ContainerRecord, pb.Container]] = field(default_factory=dict)
+    _entries: Entries[ContainerRecord, pb.Container] = field(default_factory=lambda: Entries(_entry))
 
     async def list(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
         """All containers that match every given field of the filter."""
-        records = list(visible_containers(self.store))
-        if len(self._entries) > 2 * len(records):
-            self._entries = {record.id: self._entries[record.id] for record in records if record.id in self._entries}
-        entries = [self._entry(record) for record in records]
+        entries = self._entries.of(visible_containers(self.store))
         return pb.ListContainersResponse(containers=[entry for entry in entries if _matches(entry, request.filter)])
 
     async def status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
@@ -73,26 +70,6 @@ class QueryContainers:
         info = {"info": json.dumps(self._verbose(record))} if request.verbose else {}
         return pb.ContainerStatusResponse(status=status, info=info)
 
-    def _entry(self, record: ContainerRecord) -> pb.Container:
-        known = self._entries.get(record.id)
-        if known is not None and known[0] is record:
-            return known[1]
-        config = pb.ContainerConfig.FromString(record.config)
-        entry = pb.Container(
-            id=record.id,
-            pod_sandbox_id=record.pod_id,
-            metadata=config.metadata,
-            image=config.image,
-            image_ref=record.image_ref,
-            image_id=record.image_id,
-            state=_STATES[record.state],
-            created_at=record.created_at,
-            labels=config.labels,
-            annotations=config.annotations,
-        )
-        self._entries[record.id] = (record, entry)
-        return entry
-
     def _verbose(self, record: ContainerRecord) -> dict[str, object]:
         try:
             own = dict(self.handlers.get(record.handler).info(record.id))
@@ -105,6 +82,22 @@ class QueryContainers:
             "handlerReason": record.decision,
             **own,
         }
+
+
+def _entry(record: ContainerRecord) -> pb.Container:
+    config = pb.ContainerConfig.FromString(record.config)
+    return pb.Container(
+        id=record.id,
+        pod_sandbox_id=record.pod_id,
+        metadata=config.metadata,
+        image=config.image,
+        image_ref=record.image_ref,
+        image_id=record.image_id,
+        state=_STATES[record.state],
+        created_at=record.created_at,
+        labels=config.labels,
+        annotations=config.annotations,
+    )
 
 
 def _matches(entry: pb.Container, wanted: pb.ContainerFilter) -> bool:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.store import Store
+from cri_shim.flows.entries import Entries
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.lookup import existing_pod
 from cri_shim.model.errors import InvalidArgument
-from cri_shim.model.ids import PodId
 from cri_shim.model.pod import PodRecord, PodState
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.pod import namespaces
@@ -17,18 +17,16 @@ from cri_shim.spec.pod import namespaces
 
 @dataclass(slots=True)
 class QueryPods:
-    """Answers from the records; list entries are kept per record version, since the kubelet lists every second."""
+    """Answers from the records."""
 
     store: Store
     infra: Infra
-    _entries: dict[PodId, tuple[PodRecord, pb.PodSandbox]] = field(default_factory=dict)
+    _entries: Entries[PodRecord, pb.PodSandbox] = field(default_factory=lambda: Entries(_entry))
 
     async def list(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
         """All pods that match every given field of the filter."""
-        pods = self.store.pods.values()
-        if len(self._entries) > 2 * len(pods):
-            self._entries = {pod.id: self._entries[pod.id] for pod in pods if pod.id in self._entries}
-        entries = [self._entry(pod) for pod in pods if pod.state is not PodState.PENDING]
+        visible = (pod for pod in self.store.pods.values() if pod.state is not PodState.PENDING)
+        entries = self._entries.of(visible)
         return pb.ListPodSandboxResponse(items=[entry for entry in entries if _matches(entry, request.filter)])
 
     async def status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
@@ -54,23 +52,6 @@ class QueryPods:
         info = {"info": json.dumps(self._verbose(pod))} if request.verbose else {}
         return pb.PodSandboxStatusResponse(status=status, info=info)
 
-    def _entry(self, pod: PodRecord) -> pb.PodSandbox:
-        known = self._entries.get(pod.id)
-        if known is not None and known[0] is pod:
-            return known[1]
-        config = pb.PodSandboxConfig.FromString(pod.config)
-        entry = pb.PodSandbox(
-            id=pod.id,
-            metadata=config.metadata,
-            state=_state(pod),
-            created_at=pod.created_at,
-            labels=config.labels,
-            annotations=config.annotations,
-            runtime_handler=pod.runtime_handler,
-        )
-        self._entries[pod.id] = (pod, entry)
-        return entry
-
     def _verbose(self, pod: PodRecord) -> dict[str, object]:
         return {
             "handler": pod.handler,
@@ -79,6 +60,19 @@ class QueryPods:
             "networkAttached": pod.attachment is not None,
             "cniResult": json.loads(pod.attachment) if pod.attachment else None,
         }
+
+
+def _entry(pod: PodRecord) -> pb.PodSandbox:
+    config = pb.PodSandboxConfig.FromString(pod.config)
+    return pb.PodSandbox(
+        id=pod.id,
+        metadata=config.metadata,
+        state=_state(pod),
+        created_at=pod.created_at,
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=pod.runtime_handler,
+    )
 
 
 def _state(pod: PodRecord) -> pb.PodSandboxState.ValueType:
