@@ -225,13 +225,15 @@ def test_nothing_of_the_daemon_comes_along_or_changes_hands(shared_lab: Lab, han
     lab = shared_lab
     script = """
         echo written >/dev/stdout; ls -1 /proc/$$/fd
-        umask; grep -E '^Sig(Blk|Ign|Cgt):' /proc/self/status; cat; wc -c </dev/stdin"""
-    config = lab.shell(f"{script}; exec sleep 1000")
+        umask; grep -E '^(Sig(Blk|Ign|Cgt)|Cpus_allowed_list):' /proc/self/status; cat; wc -c </dev/stdin"""
+    config = lab.shell(f"{script}; echo end; exec sleep 1000")
     config.linux.security_context.run_as_user.value = 4711
     before = {name: os.stat(name).st_uid for name in ("/dev/null", "/dev/zero", "/dev/tty")}
     container = lab.cri.run(lab.pod(handler), config)
-    none = "0000000000000000"
-    expected = ["written", "0", "1", "2", "0022", f"SigBlk:\t{none}", f"SigIgn:\t{none}", f"SigCgt:\t{none}", "0"]
+    signals = [f"Sig{kind}:\t{0:016x}" for kind in ("Blk", "Ign", "Cgt")]
+    status = Path("/proc/self/status").read_text().splitlines()
+    cpus = next(line for line in status if line.startswith("Cpus_allowed_list:"))
+    expected = ["written", "0", "1", "2", "0022", *signals, cpus, "0"]
     assert lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines() == expected
-    assert [line.text for line in lab.cri.wait_log(container, "SigCgt")][: len(expected)] == expected
+    assert [line.text for line in lab.cri.wait_log(container, "end")] == [*expected, "end"]
     assert {name: os.stat(name).st_uid for name in before} == before
