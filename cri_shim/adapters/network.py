@@ -71,6 +71,8 @@ class Network:
         message, and what the detaching could not undo. FailedPrecondition when there is no usable configuration.
         """
         network = self._network()
+        for plugin in network.plugins:
+            self._program(plugin.type)
         result: cni.Json | None = None
         try:
             for plugin in network.plugins:
