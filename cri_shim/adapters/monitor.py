@@ -125,6 +125,9 @@ class Monitors:
     def launch(self, launch: Launch, enter: Enter | None) -> Launched:
         """Start conmon, move it into a cgroup of its own and let it go. Blocks: for a thread, with other such work."""
         files = launch.files
+        if not os.access(self._runtime.program, os.X_OK):  # conmon would say it in words of its own
+            msg = f"program {self._runtime.program} is missing on this node"
+            raise FailedPrecondition(msg, hint="install it, or name its path in the configuration")
         if launch.log_path is not None:
             _make_log(launch.log_path)
         with contextlib.ExitStack() as opened:

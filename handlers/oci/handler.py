@@ -27,7 +27,7 @@ from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import pidfd, process
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
-from cri_shim.model.errors import FailedPrecondition, NotFound
+from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound
 from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, Kind, Started
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.spec import container as spec
@@ -83,7 +83,9 @@ class OciHandler:
             launched = await asyncio.to_thread(self._launch, plan, enter)
             supervised = await self._monitors.created(launched, plan.process.args)
         except BaseException:
-            await to_the_end(self.delete(plan.id, plan.pod.cgroup_parent))
+            # What cannot be deleted either is not the cause; the caller deletes again, and says so then.
+            with contextlib.suppress(CriShimError, OSError):
+                await to_the_end(self.delete(plan.id, plan.pod.cgroup_parent))
             raise
         self._watch(_Container(supervised, plan.process.args))
 
