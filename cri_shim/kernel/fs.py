@@ -76,6 +76,9 @@ def remove_tree(path: Path) -> None:
         while pending := list(_emptied_of_files(top)):
             for name in pending:
                 _hoist_children(name, top, device)
+    except OSError as error:
+        # The names below are relative, and some are our own by now.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         os.close(top)
     with contextlib.suppress(FileNotFoundError):

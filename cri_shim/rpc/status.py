@@ -34,6 +34,6 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, OSError) and error.errno is not None:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
         where = f": {error.filename}" if error.filename else ""
-        text = f"{os.strerror(error.errno)}{where}"[:_MAX_DETAILS]
+        text = f"{error.strerror or os.strerror(error.errno)}{where}"[:_MAX_DETAILS]
         return (grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL), text
     return grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}; see the daemon's log"

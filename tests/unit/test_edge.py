@@ -115,7 +115,8 @@ async def test_a_socket_in_use_is_never_taken(tmp_path: Path) -> None:
         (PullError("RegistryUnavailable: down"), grpc.StatusCode.UNKNOWN, "RegistryUnavailable: down"),
         (Unimplemented("x"), grpc.StatusCode.UNIMPLEMENTED, "x"),
         (OSError(errno.ENOSPC, "No space left on device", "/f"), grpc.StatusCode.RESOURCE_EXHAUSTED, "No space left"),
-        (OSError(errno.EPERM, "x", "/f"), grpc.StatusCode.INTERNAL, "Operation not permitted: /f"),
+        (OSError(errno.EPERM, "mount: no", "/f"), grpc.StatusCode.INTERNAL, "mount: no: /f"),
+        (OSError(errno.EPERM, None), grpc.StatusCode.INTERNAL, "Operation not permitted"),
         (CriShimError("y" * 10_000), grpc.StatusCode.INTERNAL, "y" * 4000),
     ],
 )
