@@ -10,7 +10,7 @@ import pytest
 from cri_shim.pb import api_pb2 as pb
 from tests.support import images
 from tests.support import wasm as guests
-from tests.support.cri import Cri, Pod, container_config, pod_config
+from tests.support.cri import Cri, Pod, container_config, pod_config, whole_lines
 from tests.support.daemon import Daemon
 
 
@@ -49,7 +49,7 @@ class Lab:
         """Run a container to its end: exit code and log lines."""
         container = self.cri.run(pod, config)
         status = self.cri.wait_exit(container)
-        return status.exit_code, [line.text for line in self.cri.log(container)]
+        return status.exit_code, whole_lines(self.cri.log(container))
 
     def say(
         self,

@@ -15,7 +15,7 @@ import pytest
 
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
-from tests.support.cri import Pod
+from tests.support.cri import Pod, whole_lines
 from tests.support.expect import refused
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("handler", ["runc", "crun"])]
@@ -235,5 +235,5 @@ def test_nothing_of_the_daemon_comes_along_or_changes_hands(shared_lab: Lab, han
     cpus = next(line for line in status if line.startswith("Cpus_allowed_list:"))
     expected = ["written", "0", "1", "2", "0022", *signals, cpus, "0"]
     assert lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines() == expected
-    assert [line.text for line in lab.cri.wait_log(container, "end")] == [*expected, "end"]
+    assert whole_lines(lab.cri.wait_log(container, "end")) == [*expected, "end"]
     assert {name: os.stat(name).st_uid for name in before} == before

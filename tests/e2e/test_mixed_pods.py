@@ -18,7 +18,7 @@ from tests.conftest import MakeDaemon
 from tests.e2e.conftest import Lab
 from tests.support import images
 from tests.support import wasm as guests
-from tests.support.cri import Pod, container_config
+from tests.support.cri import Pod, container_config, whole_lines
 from tests.support.expect import refused
 
 pytestmark = pytest.mark.root
@@ -82,7 +82,7 @@ def test_a_wasm_artifact_in_a_crun_pod_needs_no_annotation(shared_lab: Lab) -> N
     pod = lab.pod("crun", network=pb.POD)
     container = lab.cri.run(pod, container_config(lab.wasm, args=["one", "two"], env={"KEY": "value"}))
     status = lab.cri.wait_exit(container)
-    lines = [line.text for line in lab.cri.log(container)]
+    lines = whole_lines(lab.cri.log(container))
     assert (status.exit_code, status.reason) == (0, "Completed")
     assert lines[1:3] == ["one", "two"]
     assert {"KEY=value", f"HOSTNAME={pod.config.hostname}"} <= set(lines)
@@ -106,7 +106,7 @@ def test_a_wasm_file_in_a_linux_image_is_found(shared_lab: Lab, registry: images
         config.working_dir = directory
         container = lab.cri.run(pod, config)
         assert lab.cri.wait_exit(container).exit_code == 0
-        lines = [line.text for line in lab.cri.log(container)]
+        lines = whole_lines(lab.cri.log(container))
         assert lines[: len(expected)] == expected
         assert decision(lab, container)[0] == "wasm"
     # A program of the same image is a Linux container.

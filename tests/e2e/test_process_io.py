@@ -14,7 +14,7 @@ import pytest
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
 from tests.support import images
-from tests.support.cri import container_config
+from tests.support.cri import container_config, whole_lines
 from tests.support.expect import eventually, refused
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("handler", ["runc", "crun"])]
@@ -116,9 +116,8 @@ def test_a_flood_of_lines_keeps_its_order(shared_lab: Lab, handler: str) -> None
     assert lab.cri.wait_exit(container).exit_code == 0
     lines = lab.cri.log(container)
     for stream in ("stdout", "stderr"):
-        # A line may come in pieces wherever the reader's buffer ended.
-        text = "".join(line.text if line.partial else f"{line.text}\n" for line in lines if line.stream == stream)
-        assert text.splitlines() == [str(number) for number in range(1, 50001)]
+        found = whole_lines([line for line in lines if line.stream == stream])
+        assert found == [str(number) for number in range(1, 50001)]
     assert all(before.time <= after.time for before, after in itertools.pairwise(lines))
 
 
@@ -156,7 +155,7 @@ def test_stop_signals(shared_lab: Lab, registry: images.Registry, handler: str) 
         assert time.monotonic() - begin < 5
         status = lab.cri.status(container)
         assert (status.state, status.exit_code) == (pb.CONTAINER_EXITED, 9)
-        assert [line.text for line in lab.cri.log(container)] == [name]
+        assert whole_lines(lab.cri.log(container)) == [name]
 
 
 def test_a_first_process_that_ignores_the_signal_is_killed_after_the_grace(shared_lab: Lab, handler: str) -> None:
@@ -181,7 +180,7 @@ def test_a_shorter_grace_wins_over_a_longer_one(shared_lab: Lab, handler: str) -
     lab.cri.stop(container, grace=1)
     assert time.monotonic() - begin < 4
     patient.result(5)
-    assert [line.text for line in lab.cri.log(container)] == ["asked"]
+    assert whole_lines(lab.cri.log(container)) == ["asked"]
 
 
 def test_an_exec_ends_with_its_container(shared_lab: Lab, handler: str) -> None:

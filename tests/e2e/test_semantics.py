@@ -20,7 +20,7 @@ from cri_shim.pb import api_pb2 as pb
 from tests.conftest import MakeDaemon
 from tests.e2e.conftest import Lab
 from tests.support import images
-from tests.support.cri import container_config
+from tests.support.cri import container_config, whole_lines
 from tests.support.expect import refused
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("handler", ["runc", "crun"])]
@@ -125,7 +125,7 @@ def test_users_and_groups(shared_lab: Lab, registry: images.Registry, handler: s
         config.linux.security_context.MergeFrom(security)
         container = lab.cri.run(pod, config)
         told = lab.cri.wait_exit(container).user.linux
-        seen = fields([line.text for line in lab.cri.log(container)])
+        seen = fields(whole_lines(lab.cri.log(container)))
         uid, gid = int(seen["Uid"].split()[1]), int(seen["Gid"].split()[1])
         groups = {int(word) for word in seen["Groups"].split()}
         assert (uid, gid, groups, seen["HOME"]) == found
@@ -300,7 +300,7 @@ def test_mounts(shared_lab: Lab, tmp_path: Path, handler: str) -> None:
     config.mounts.extend(mounts)
     container = lab.cri.run(pod, config)
     status = lab.cri.wait_exit(container)
-    lines = [line.text for line in lab.cri.log(container)]
+    lines = whole_lines(lab.cri.log(container))
     assert lines == ["rwroouterinnerreal192.0.2.7 only", socket.gethostname()]
     assert status.exit_code == 0
     assert list(status.mounts) == mounts

@@ -217,6 +217,19 @@ def read_log(path: Path) -> list[LogLine]:
     return [_parse_log_line(line) for line in lines]
 
 
+def whole_lines(log: Sequence[LogLine]) -> list[str]:
+    """The texts of a log with the pieces put together: a line comes in pieces when it was written in pieces."""
+    lines: list[str] = []
+    pieces: dict[str, str] = {}
+    for entry in log:
+        text = pieces.pop(entry.stream, "") + entry.text
+        if entry.partial:
+            pieces[entry.stream] = text
+        else:
+            lines.append(text)
+    return [*lines, *pieces.values()]
+
+
 def fault(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     """What a failed call of a stub says: its status code and its message."""
     call = cast("grpc.Call", error)
