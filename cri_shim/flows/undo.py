@@ -7,11 +7,13 @@ with its own deadline, whether or not an earlier one failed, and even when the c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.log import get_logger
 
 STEP_SECONDS = 30.0
@@ -41,13 +43,9 @@ class Undo:
     ) -> None:
         if kind is None:
             return
-        # Its own task: the cancellation that brought us here must not cut the clean-up short.
-        task = asyncio.ensure_future(self._unwind())
-        while not task.done():
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError:
-                continue
+        # A further cancellation has nothing to add: the exception that brought us here goes on.
+        with contextlib.suppress(asyncio.CancelledError):
+            await to_the_end(self._unwind())
 
     async def _unwind(self) -> None:
         while self._steps:
