@@ -152,6 +152,9 @@ def _check_fields(config: pb.PodSandboxConfig) -> None:
     if pb.TARGET in {options.network, options.pid, options.ipc}:
         msg = "linux.security_context.namespace_options: TARGET is for containers, a pod has no target"
         raise InvalidArgument(msg)
+    if pb.CONTAINER in {options.network, options.ipc}:
+        msg = "linux.security_context.namespace_options: CONTAINER is for pid, a pod's containers share network and ipc"
+        raise InvalidArgument(msg)
     if options.HasField("userns_options") and options.userns_options.mode != pb.NODE:
         mode = options.userns_options.mode
         if mode != pb.POD:

@@ -43,6 +43,10 @@ def _profile_asked(profile: pb.SecurityProfile) -> bool:
     return profile.profile_type != pb.SecurityProfile.Unconfined
 
 
+def _is_default(profile: pb.SecurityProfile) -> bool:
+    return profile.profile_type == pb.SecurityProfile.RuntimeDefault
+
+
 def _is_localhost(profile: pb.SecurityProfile) -> bool:
     return profile.profile_type == pb.SecurityProfile.Localhost
 
@@ -76,9 +80,14 @@ _CONTAINER_RULES = (
     ),
     _Rule(
         f"{_LISTED}.apparmor",
-        lambda c, h: _is_localhost(apparmor_profile(_security(c))) and not h.apparmor,
+        lambda c, h: not _security(c).privileged and _profile_asked(apparmor_profile(_security(c))) and not h.apparmor,
         "AppArmor is off on this node, so that the profile cannot be applied",
         FailedPrecondition,
+    ),
+    _Rule(
+        f"{_LISTED}.apparmor",
+        lambda c, _: not _security(c).privileged and _is_default(apparmor_profile(_security(c))),
+        f"a RuntimeDefault profile {_NOT_YET}",
     ),
     _Rule(
         f"{_LISTED}.apparmor",

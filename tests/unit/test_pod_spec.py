@@ -68,6 +68,8 @@ def test_resolv_conf_is_in_the_order_that_resolvers_read() -> None:
         (_config(port_mappings=[pb.PortMapping(host_ip="nowhere")]), InvalidArgument, "host_ip"),
         (_config(windows=pb.WindowsPodSandboxConfig()), InvalidArgument, "windows"),
         (_config(linux=_namespaces(pid=pb.TARGET)), InvalidArgument, "TARGET"),
+        (_config(linux=_namespaces(network=pb.CONTAINER)), InvalidArgument, "share network and ipc"),
+        (_config(linux=_namespaces(ipc=pb.CONTAINER)), InvalidArgument, "share network and ipc"),
         (_config(linux=_namespaces(userns_options=pb.UserNamespace(mode=pb.POD))), Unimplemented, "userns_options"),
         (_config(linux=_namespaces(userns_options=pb.UserNamespace(mode=pb.CONTAINER))), InvalidArgument, "mode"),
         (_config(linux=_linux(selinux_options=pb.SELinuxOption(level="s0"))), FailedPrecondition, "selinux_options"),

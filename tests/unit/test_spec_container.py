@@ -452,6 +452,18 @@ class TestSecurity:
         with pytest.raises(FailedPrecondition, match="selinux_options"):
             build(with_security(selinux_options=pb.SELinuxOption(level="s0")))
 
+    @pytest.mark.parametrize(
+        "default", [{"apparmor": pb.SecurityProfile()}, {"apparmor_profile": "runtime/default"}], ids=["new", "old"]
+    )
+    def test_a_default_apparmor_profile_is_refused(self, default: dict[str, object]) -> None:
+        with pytest.raises(FailedPrecondition, match="apparmor: AppArmor is off"):
+            build(with_security(**default))
+        with_module = dataclasses.replace(HOST, apparmor=True)
+        with pytest.raises(Unimplemented, match="apparmor: a RuntimeDefault profile"):
+            build(with_security(**default), with_module)
+        # A privileged container is never confined (CRI `privileged`).
+        assert "apparmorProfile" not in build(with_security(privileged=True, **default), with_module)["process"]
+
     def test_masks_are_verbatim(self) -> None:
         linux = build(with_security(masked_paths=["/a"], readonly_paths=["/b"]))["linux"]
         assert (linux["maskedPaths"], linux["readonlyPaths"]) == (["/a"], ["/b"])
