@@ -21,6 +21,8 @@ from cri_shim.model.errors import Internal
 
 _KILL_SECONDS: Final = 10.0
 _NOTE: Final = ".pid"
+_DOCUMENT: Final = ".json"
+_LOG: Final = ".log"
 
 
 class OciExecSession:
@@ -49,18 +51,23 @@ def remember(note: Path, pid: int) -> None:
     note.write_text(f"{pid} {process.process_start_time(pid) or 0}", encoding="ascii")
 
 
-def kill_leftovers(directory: Path, members: list[int]) -> None:
-    """Kill what an earlier daemon exec'ed. A note without a start time counts only for a pid among `members`.
+def abandon(note: Path, members: list[int]) -> None:
+    """Kill what an exec that failed, or that an earlier daemon began, has started all the same, and forget it.
 
-    `members` are the pids in the container's cgroup.
+    `members` are the pids in the container's cgroup: a note without a start time counts only for one of them.
     """
-    for note in directory.glob(f"*{_NOTE}"):
-        with contextlib.suppress(ValueError):
-            pid, *started = map(int, note.read_text(encoding="ascii").split())
-            same = process.process_start_time(pid) == started[0] if started else pid in members
-            if same:
-                kill_tree(pid)
-        _forget(note)
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        pid, *started = map(int, note.read_text(encoding="ascii").split())
+        same = process.process_start_time(pid) == started[0] if started else pid in members
+        if same:
+            kill_tree(pid)
+    _forget(note)
+
+
+def abandon_all(directory: Path, members: list[int]) -> None:
+    """Likewise for every exec that has left something in the directory."""
+    for file in directory.glob(f"*{_DOCUMENT}"):
+        abandon(file.with_suffix(_NOTE), members)
 
 
 def kill_tree(root: int) -> None:
@@ -101,5 +108,5 @@ def _is_gone(fd: int, deadline: float) -> bool:
 
 
 def _forget(note: Path) -> None:
-    for file in (note, note.with_suffix(".json"), note.with_suffix(".log")):
+    for file in (note, note.with_suffix(_DOCUMENT), note.with_suffix(_LOG)):
         file.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from cri_shim.adapters.context import HandlerContext
-from cri_shim.adapters.exec_session import OciExecSession, kill_leftovers, remember
+from cri_shim.adapters.exec_session import OciExecSession, abandon, abandon_all, remember
 from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervised
 from cri_shim.adapters.oci_runtime import Enter, ExecCall, OciRuntime, Streams
 from cri_shim.adapters.shielded import to_the_end
@@ -240,9 +240,14 @@ class OciHandler:
     async def _exec(self, container: _Container, request: ExecRequest) -> ExecSession:
         launch = container.supervised.launch
         note = launch.files.bundle / "exec" / f"{next(container.execs)}.pid"
-        call = await asyncio.to_thread(_write_exec, launch.files, note, request.args)
         streams = Streams(request.stdin, request.stdout, request.stderr)
-        child = await self._runtime.exec(launch.container_id, call, streams)
+        try:
+            call = await asyncio.to_thread(_write_exec, launch.files, note, request.args)
+            child = await self._runtime.exec(launch.container_id, call, streams)
+        except BaseException:
+            # A runtime that failed or was killed may have started the process before.
+            await asyncio.to_thread(lambda: abandon(note, self._members(launch)))
+            raise
         await asyncio.to_thread(remember, note, child.pid)
         return OciExecSession(child, note)
 
@@ -253,13 +258,15 @@ class OciHandler:
         if signal == signals.SIGKILL:
             self._kill_all(launch)
             return
-        for pid in self._context.cgroups.processes(launch.cgroup_parent, launch.container_id):
+        for pid in self._members(launch):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal)
 
     def _kill_execs(self, launch: Launch) -> None:
-        members = self._context.cgroups.processes(launch.cgroup_parent, launch.container_id)
-        kill_leftovers(launch.files.bundle / "exec", members)
+        abandon_all(launch.files.bundle / "exec", self._members(launch))
+
+    def _members(self, launch: Launch) -> list[int]:
+        return self._context.cgroups.processes(launch.cgroup_parent, launch.container_id)
 
 
 def _launch_of(plan: ContainerPlan) -> Launch:
