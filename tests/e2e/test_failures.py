@@ -7,7 +7,9 @@ come true: a call that failed can be repeated once the cause is gone, and stop a
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import pytest
 from cri_shim.pb import api_pb2 as pb
 from tests.conftest import MakeDaemon
 from tests.e2e.bad_requests import TAKEN, UNMET, cases
+from tests.support import images, scale
 from tests.support.cri import Cri, Pod, container_config
 from tests.support.daemon import Daemon
 from tests.support.expect import eventually, refused
@@ -30,6 +33,7 @@ INTERNAL = grpc.StatusCode.INTERNAL
 FAULTY = Path(__file__).parent.parent / "fakes" / "faulty.sh"
 PLUGINS = Path("/usr/lib/cni")
 ALWAYS = 1000
+FULL_ONLY = pytest.mark.skipif(scale.FULL not in os.environ, reason="waits for minutes: scripts/test --full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,11 @@ class Programs:
         return self.directory / name
 
     def plan(self, name: str, verb: str, action: str, times: int = ALWAYS) -> None:
-        """What `name` does the next times it is asked for `verb`."""
+        """What `name` does the next times it is asked for `verb`; `runtime` are both."""
+        if name == "runtime":
+            for runtime in RUNTIMES:
+                self.plan(runtime, verb, action, times)
+            return
         (self.directory / f"{name}.{verb}.plan").write_text(f"{action} {times}\n")
 
     def release(self, name: str, verb: str) -> None:
@@ -88,9 +96,9 @@ class Site:
         config.port_mappings.add(container_port=80, host_port=18080)
         return config
 
-    def bare_pod(self) -> Pod:
+    def bare_pod(self, handler: str = "crun") -> Pod:
         """A pod without network and infra container."""
-        return self.cri.run_pod(self.daemon.pod_config(network=pb.NODE), "crun")
+        return self.cri.run_pod(self.daemon.pod_config(network=pb.NODE), handler)
 
     def config(self, name: str = "main") -> pb.ContainerConfig:
         return container_config(self.image, "sleep", "1000", name=name)
@@ -102,21 +110,22 @@ def standing(make_shared_daemon: MakeDaemon, busybox: str, tmp_path_factory: pyt
     programs = Programs(tmp_path_factory.mktemp("bin"))
     for name in ("bridge", "host-local", "portmap"):
         programs.install(name, PLUGINS / name)
-    found = {name: programs.install(name, Path(shutil.which(name) or name)) for name in ("conmon", "crun")}
+    found = {name: programs.install(name, Path(shutil.which(name) or name)) for name in ("conmon", *RUNTIMES)}
+    infra = shutil.copy(shutil.which("catatonit") or "catatonit", programs.directory)
     daemon = make_shared_daemon(
         {
-            "handlers": {"crun": {"kind": "oci", "path": str(found["crun"])}},
+            "handlers": {name: {"kind": "oci", "path": str(found[name])} for name in RUNTIMES},
             "default_handler": "crun",
-            "monitor": {"conmon": str(found["conmon"])},
+            "monitor": {"conmon": str(found["conmon"]), "infra": infra},
             "network": {"bin_dirs": [str(programs.directory)]},
         }
     )
     with daemon.client() as cri:
         cri.pull(busybox)
         site = Site(daemon, cri, programs, busybox)
-        pod = cri.run_pod(site.pod_config())  # and what is made by the first pod, and kept
-        cri.run(pod, site.config())
-        cri.remove_all_pods()
+        for handler in RUNTIMES:  # and what is made by the first pod, and kept
+            cri.run(cri.run_pod(site.pod_config(), handler), site.config())
+            cri.remove_all_pods()
         eventually(lambda: not any("probe" in line for line in daemon.traces().processes))
         yield site
     assert "Traceback" not in daemon.log.read_text()
@@ -131,30 +140,32 @@ def site(standing: Site) -> Iterator[Site]:
         standing.cri.remove_all_pods()
 
 
+RUNTIMES = ("crun", "runc")
 CREATE_STEPS = [
     ("conmon fails", "conmon", "run", "fail", "conmon ended before it had created the container: told to fail"),
     ("conmon is killed", "conmon", "run", "kill", "conmon ended before it had created the container"),
-    ("create fails", "crun", "create", "fail", "cannot create the container: told to fail"),
-    ("create fails late", "crun", "create", "fail-after", "cannot create the container: told to fail"),
-    ("create is killed", "crun", "create", "kill", "conmon ended before it had created the container"),
+    ("create fails", "runtime", "create", "fail", "cannot create the container: told to fail"),
+    ("create fails late", "runtime", "create", "fail-after", "cannot create the container: told to fail"),
+    ("create is killed", "runtime", "create", "kill", "conmon ended before it had created the container"),
 ]
 START_STEPS = [
-    ("start fails", "crun", "start", "fail", "cannot start the container: told to fail"),
-    ("start fails late", "crun", "start", "fail-after", "cannot start the container: told to fail"),
-    ("start is killed", "crun", "start", "kill", "cannot start the container"),
+    ("start fails", "runtime", "start", "fail", "cannot start the container: told to fail"),
+    ("start fails late", "runtime", "start", "fail-after", "cannot start the container: told to fail"),
+    ("start is killed", "runtime", "start", "kill", "cannot start the container"),
 ]
 NETWORK_STEPS = [
     (f"{action} of {plugin}", plugin, "ADD", action, f"CNI plugin {plugin} of network")
     for plugin in ("bridge", "portmap")
     for action in ("fail", "fail-after", "kill")
 ]
+ADDRESS_STEP = ("no address", "host-local", "ADD", "fail", "CNI plugin bridge of network")
 GARBAGE = [
     (f"garbage of {plugin}", plugin, "ADD", "garbage", f"result of CNI plugin {plugin} is not JSON")
     for plugin in ("bridge", "portmap")
 ]
 
 
-@cases("program, verb, action, words", [*NETWORK_STEPS, *GARBAGE, *CREATE_STEPS, *START_STEPS])
+@cases("program, verb, action, words", [*NETWORK_STEPS, ADDRESS_STEP, *GARBAGE, *CREATE_STEPS, *START_STEPS])
 def test_run_pod(site: Site, program: str, verb: str, action: str, words: str) -> None:
     """The last steps are those of the infra container."""
     config = site.pod_config()
@@ -189,9 +200,10 @@ def test_run_pod_that_cannot_be_undone(site: Site, plugin: str) -> None:
     site.cri.run_pod(config)
 
 
+@pytest.mark.parametrize("handler", RUNTIMES)
 @cases("program, verb, action, words", CREATE_STEPS)
-def test_create_container(site: Site, program: str, verb: str, action: str, words: str) -> None:
-    pod = site.bare_pod()
+def test_create_container(site: Site, program: str, verb: str, action: str, words: str, handler: str) -> None:
+    pod = site.bare_pod(handler)
     site.programs.plan(program, verb, action)
     with unchanged(site.daemon), refused(INTERNAL, words):
         site.cri.create(pod, site.config())
@@ -215,9 +227,10 @@ def test_create_container_that_cannot_be_undone(site: Site) -> None:
     site.cri.run(pod, site.config("one"))
 
 
+@pytest.mark.parametrize("handler", RUNTIMES)
 @cases("program, verb, action, words", START_STEPS)
-def test_start_container(site: Site, program: str, verb: str, action: str, words: str) -> None:
-    pod = site.bare_pod()
+def test_start_container(site: Site, program: str, verb: str, action: str, words: str, handler: str) -> None:
+    pod = site.bare_pod(handler)
     container = site.cri.create(pod, site.config())
     site.programs.plan(program, verb, action)
     with refused(INTERNAL, words):
@@ -230,6 +243,18 @@ def test_start_container(site: Site, program: str, verb: str, action: str, words
     site.cri.remove(container)
     site.programs.heal()
     site.cri.run(pod, site.config())
+
+
+@pytest.mark.parametrize("handler", RUNTIMES)
+@pytest.mark.parametrize("action", ["fail", "fail-after", "kill"])
+def test_exec(site: Site, action: str, handler: str) -> None:
+    container = site.cri.run(site.bare_pod(handler), site.config())
+    assert site.cri.exec(container, ["true"]).exit_code == 0
+    site.programs.plan(handler, "exec", action)
+    with unchanged(site.daemon), refused(INTERNAL, "cannot exec in the container"):
+        site.cri.exec(container, ["sleep", "777"])
+    site.programs.heal()
+    assert site.cri.exec(container, ["true"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -276,7 +301,7 @@ def test_stop_and_remove_when_the_runtime_does_not_delete(site: Site, action: st
     assert not site.cri.containers()
 
 
-@pytest.mark.parametrize("program", ["bridge", "portmap", "conmon", "crun"])
+@pytest.mark.parametrize("program", ["bridge", "portmap", "conmon", "crun", "catatonit"])
 def test_a_program_that_is_missing(site: Site, program: str) -> None:
     """As after an upgrade that has gone wrong: nothing is lost, and all goes on with the program back."""
     config = site.pod_config()
@@ -285,7 +310,7 @@ def test_a_program_that_is_missing(site: Site, program: str) -> None:
     pod = site.cri.run_pod(config)
     site.cri.run(pod, site.config())
     with site.programs.missing(program):
-        if program == "conmon":
+        if program in {"conmon", "catatonit"}:
             site.cri.stop_pod(pod)
         else:
             with refused(UNMET if program == "crun" else INTERNAL, program):
@@ -346,4 +371,52 @@ def test_a_root_that_became_read_only(site: Site) -> None:
             site.cri.remove(container)
         with refused(INTERNAL, refusal):
             site.cri.remove_pod(pod)
+    site.cri.remove_pod(pod)
+
+
+def test_a_network_whose_configuration_goes(site: Site) -> None:
+    """What was attached by it is detached all the same, by what the daemon remembers."""
+    config, file = site.pod_config(), site.daemon.cni / "10-pods.conflist"
+    pod, content = site.cri.run_pod(site.pod_config()), file.read_bytes()
+    with unchanged(site.daemon):
+        for broken in (b"", b"{", b"[]", b'{"cniVersion": "9.9.9", "name": "x", "plugins": [{"type": "bridge"}]}'):
+            file.write_bytes(broken)
+            with refused(UNMET, f"CNI configuration {file}"):
+                site.cri.run_pod(config)
+        file.unlink()
+        with refused(UNMET, "no readable CNI configuration"):
+            site.cri.run_pod(config)
+    site.cri.stop_pod(pod)
+    assert not list(site.daemon.leases.glob("10.*"))
+    file.write_bytes(content)
+    site.cri.run_pod(config)
+
+
+def test_an_unpacker_that_is_gone(site: Site, registry: images.Registry) -> None:
+    layer = images.layer([images.file("f", b"x")])
+    name = registry.push("test/small:1", images.image([layer]))
+    zygote = next(line for line in site.daemon.traces().processes if "cri_shim/zygote" in line)
+    os.kill(int(zygote.split()[0]), signal.SIGKILL)
+    site.cri.pull(name)
+    site.cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=name)))
+
+
+@FULL_ONLY
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("program", "verb"), [*HANGING, ("crun", "start")])
+def test_a_program_that_never_ends(site: Site, program: str, verb: str) -> None:
+    site.programs.plan(program, verb, "hang")
+    with unchanged(site.daemon), refused(grpc.StatusCode.DEADLINE_EXCEEDED, "did not"):
+        site.cri.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=site.pod_config()), timeout=200)
+
+
+@FULL_ONLY
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("program", "verb"), [("bridge", "DEL"), ("crun", "delete")])
+def test_an_end_that_never_ends(site: Site, program: str, verb: str) -> None:
+    pod = site.cri.run_pod(site.pod_config())
+    site.programs.plan(program, verb, "hang")
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "did not finish"):
+        site.cri.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=200)
+    site.programs.heal()
     site.cri.remove_pod(pod)

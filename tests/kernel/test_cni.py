@@ -213,11 +213,13 @@ async def test_plugin_that_hangs_is_killed_and_named(
     assert node.held() == NOTHING
 
 
-async def test_missing_plugin_is_named_before_and_during_add(node: Node, pod: Attachment) -> None:
-    node.configure({"type": "no-such-plugin"})
+async def test_missing_plugin_is_named_before_any_is_called(node: Node, pod: Attachment) -> None:
+    node.plugin("first", "exit 1")
+    node.configure({"type": "first"}, {"type": "no-such-plugin"})
     assert node.network.status().message.startswith("CNI plugin no-such-plugin is not in ")
-    with pytest.raises(Internal, match="CNI plugin no-such-plugin is not in "):
+    with pytest.raises(FailedPrecondition, match=r"^CNI plugin no-such-plugin is not in .*; install it"):
         await node.network.add(pod)
+    assert not node.calls.exists()
     assert node.held() == NOTHING
 
 
