@@ -24,16 +24,24 @@ _CODES = {
     Code.UNKNOWN: grpc.StatusCode.UNKNOWN,
 }
 _MAX_DETAILS = 4000
-"""gRPC sends the message as a header; peers refuse headers above 8 KiB."""
+"""Bytes on the wire: gRPC sends the message as a header, and peers refuse headers above 8 KiB."""
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """The code and the one sentence that a client gets."""
     if isinstance(error, CriShimError):
-        return _CODES[error.code], str(error)[:_MAX_DETAILS]
+        return _CODES[error.code], _fit(str(error))
     if isinstance(error, OSError) and error.errno is not None:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
         where = f": {error.filename}" if error.filename else ""
-        text = f"{error.strerror or os.strerror(error.errno)}{where}"[:_MAX_DETAILS]
+        text = _fit(f"{error.strerror or os.strerror(error.errno)}{where}")
         return (grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL), text
     return grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}; see the daemon's log"
+
+
+def _fit(text: str) -> str:
+    """On one line, and not too long: a byte that is not printable ASCII is sent as three (percent-encoding)."""
+    line = " ".join(text.splitlines())
+    while len(line) + 2 * sum(len(c.encode()) for c in line if not " " <= c <= "~") > _MAX_DETAILS:
+        line = line[: len(line) * 7 // 8]
+    return line

@@ -20,6 +20,9 @@ def refused(code: grpc.StatusCode, words: str = "") -> Iterator[None]:
     found, message = fault(caught.value)
     assert found is code, f"{found}: {message}"
     assert words in message
+    # One sentence for people: kubectl shows it as it is.
+    assert "\n" not in message
+    assert "Traceback" not in message
 
 
 def eventually(condition: Callable[[], bool], within: float = 10) -> None:

@@ -117,9 +117,27 @@ async def test_a_socket_in_use_is_never_taken(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device", "/f"), grpc.StatusCode.RESOURCE_EXHAUSTED, "No space left"),
         (OSError(errno.EPERM, "mount: no", "/f"), grpc.StatusCode.INTERNAL, "mount: no: /f"),
         (OSError(errno.EPERM, None), grpc.StatusCode.INTERNAL, "Operation not permitted"),
-        (CriShimError("y" * 10_000), grpc.StatusCode.INTERNAL, "y" * 4000),
+        (CriShimError("y" * 10_000), grpc.StatusCode.INTERNAL, "y" * 3500),
+        (CriShimError("a\nb\n"), grpc.StatusCode.INTERNAL, "a b"),
     ],
 )
 def test_status_table(error: Exception, code: grpc.StatusCode, text: str) -> None:
     assert status_of(error)[0] is code
     assert status_of(error)[1].startswith(text)
+
+
+@pytest.mark.parametrize("character", ["y", "\u00fc", "\U0001f600", "\x7f"])
+async def test_long_texts_arrive(tmp_path: Path, character: str) -> None:
+    async def stop(request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+        raise NotFound(character * 100_000)
+
+    gate = Gate()
+    gate.open()
+    server = Server(tmp_path / "s", {"StopPodSandbox": stop}, {}, gate)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s", options=[("grpc.max_metadata_size", 8192)]) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await api_pb2_grpc.RuntimeServiceStub(channel).StopPodSandbox(pb.StopPodSandboxRequest())
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert (caught.value.details() or "").startswith(character * 250)
+    await server.stop(0)
