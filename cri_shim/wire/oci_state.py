@@ -52,6 +52,14 @@ _HINTS = (
         re.compile(r"memory limit could be too low|memory limit too low|unable to set memory limit", re.IGNORECASE),
         "raise memory_limit_in_bytes",
     ),
+    (
+        re.compile(
+            r"(/sys/fs/cgroup/|writing file `)\S+: "
+            r"(invalid argument|numerical result out of range|no such file or directory|device or resource busy)",
+            re.IGNORECASE,
+        ),
+        "linux.resources asks for what this kernel, or the cgroup of the pod, does not allow",
+    ),
 )
 
 _ERROR_LEVELS = frozenset({"error", "fatal", "panic"})

@@ -140,9 +140,9 @@ CONTAINER_REQUESTS = [
     ("high score", "linux { resources { oom_score_adj: 1001 } }", INVALID, "oom_score_adj"),
     ("huge score", "linux { resources { oom_score_adj: 9223372036854775807 } }", INVALID, "oom_score_adj"),
     ("no list of CPUs", "linux { resources { cpuset_cpus: 'abc' } }", INVALID, "cpuset_cpus"),
-    ("page size", "linux { resources { hugepage_limits { page_size: '3TB' limit: 1 } } }", UNMET, "hugepage_limits"),
+    ("page size", "linux { resources { hugepage_limits { page_size: '3TB' limit: 1 } } }", UNMET, "huge"),
     ("file upwards", "linux { resources { unified { key: '../x' } } }", INVALID, "unified: '../x'"),
-    ("file of cgroup v2", "linux { resources { unified { key: 'memory.high' } } }", UNMET, "unified: memory.high"),
+    ("file of cgroup v2", "linux { resources { unified { key: 'memory.high' value: 'x' } } }", UNMET, "memory.high"),
     ("unknown capability", "linux { security_context { capabilities { add_capabilities: 'FLY' } } }", INVALID, "'FLY'"),
     (
         "unknown dropped capability",
