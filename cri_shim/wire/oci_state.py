@@ -29,6 +29,10 @@ _HINTS = (
         "the image has no {program}; check command, args and PATH",
     ),
     (
+        re.compile(r"exec (/|container process ).*no such file or directory", re.IGNORECASE),
+        "the image lacks what {program} is run by: the interpreter of its first line, or its dynamic loader",
+    ),
+    (
         re.compile(r"(exec: |open executable: ).*(permission denied|not permitted)", re.IGNORECASE),
         "{program} must be a file that the container's user may execute",
     ),
@@ -163,7 +167,7 @@ def last_error(log: bytes) -> str:
     return ""
 
 
-_EXECUTE = re.compile(r"exec (?:container process `)?(?P<program>[^`:]+)`?: (?P<why>[^\"\n]+)")
+_EXECUTE = re.compile(r"exec (?:container process (?:\(missing[^)]*\) )?`)?(?P<program>[^`:]+)`?: [^\"\n]+")
 
 
 def execute_error(last_words: str, program: str) -> str:

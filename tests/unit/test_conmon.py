@@ -76,6 +76,8 @@ def test_last_error_skips_what_is_no_error_and_no_line() -> None:
         ("executable file `nope` not found in $PATH: No such file or directory", "has no /bin/app"),
         ('exec: "/bin/app": stat /bin/app: no such file or directory', "has no /bin/app"),
         ("exec /bin/app: exec format error", "RuntimeClass"),
+        ("exec /bin/app: no such file or directory", "lacks what /bin/app is run by"),
+        ("exec container process (missing dynamic library?) `//bin/app`: No such file or directory", "dynamic loader"),
         ("open executable: Permission denied", "may execute"),
     ],
 )
@@ -93,13 +95,18 @@ def test_other_errors_are_ours_and_say_what_was_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "why"),
     [
-        "some output\nexec /bin/app: exec format error",
-        '{"msg":"exec container process `/bin/app`: Exec format error","level":"error","time":"2026"}',
+        ("some output\nexec /bin/app: exec format error", "format error"),
+        (
+            '{"msg":"exec container process `/bin/app`: Exec format error","level":"error","time":"2026"}',
+            "format error",
+        ),
+        ("exec /bin/app: no such file or directory", "no such file"),
+        ('{"msg":"exec container process (missing dynamic library?) `//bin/app`: No such file"}', "No such file"),
     ],
 )
-def test_refused_execution_is_found_in_the_last_words(words: str) -> None:
-    assert "format error" in oci_state.execute_error(words, "app")
+def test_refused_execution_is_found_in_the_last_words(words: str, why: str) -> None:
+    assert why in oci_state.execute_error(words, "app")
     assert oci_state.execute_error(words, "other") == ""
     assert oci_state.execute_error(f"{words}\nlater line", "app") == ""
