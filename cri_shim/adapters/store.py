@@ -255,3 +255,4 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.Error as error:
         msg = f"cannot open the database {path}: {error}"
         raise FailedPrecondition(msg) from error
+    _reserve(path.with_name(f"{path.name}-wal"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cri_shim.adapters.store import Store
+from cri_shim.adapters.store import WAL_BYTES, Store
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.ids import PodId, new_pod_id
 from cri_shim.model.pod import PodName, PodRecord
@@ -117,3 +117,9 @@ def test_damage_and_newer_schemas_are_named(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(FailedPrecondition, match="pods/abc"):
         Store.open(damaged)
+
+
+def test_the_journal_has_its_room_from_the_start(store: Store, tmp_path: Path) -> None:
+    """On a full disk the records of removals must still fit."""
+    assert not store.pods.values()
+    assert (tmp_path / "state.db-wal").stat().st_blocks * 512 >= WAL_BYTES
