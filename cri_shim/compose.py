@@ -44,6 +44,7 @@ from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.log_reopen import ReopenContainerLog
 from cri_shim.flows.node import Node
+from cri_shim.flows.pod_detach import DetachPod
 from cri_shim.flows.pod_query import QueryPods
 from cri_shim.flows.pod_remove import RemovePod
 from cri_shim.flows.pod_run import RunPod
@@ -194,7 +195,7 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
         reopen_log=ReopenContainerLog(store, handlers),
         exec_sync=ExecSync(store, handlers),
     )
-    stop_pod = StopPod(store, layout, base.network, infra, stop, locks, node, clock)
+    stop_pod = StopPod(store, layout, DetachPod(store, layout, base.network, clock), infra, stop, locks, node, clock)
     pods = _Pods(
         run=RunPod(store, layout, base.network, handlers, infra, node, clock, base.driver),
         stop=stop_pod,

@@ -1,7 +1,7 @@
 """StopPodSandbox: NOTREADY first, then containers, the shared PID namespace, the network, the pins.
 
 Not a removal: record, files and logs stay. Invariant: it can be called at any time, any number of times, and finishes
-what an earlier call left; a pod is detached from its network exactly when `attachment` is None.
+what an earlier call left.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cri_shim.adapters import sandbox
-from cri_shim.adapters.network import Network
 from cri_shim.adapters.store import Store
-from cri_shim.flows.attachment import attachment
 from cri_shim.flows.container_stop import StopContainer
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.lookup import find_pod
+from cri_shim.flows.pod_detach import DetachPod
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.errors import Internal
@@ -38,7 +37,7 @@ class StopPod:
 
     store: Store
     layout: Layout
-    network: Network
+    detach: DetachPod
     infra: Infra
     stop_container: StopContainer
     locks: Locks
@@ -66,7 +65,7 @@ class StopPod:
             return
         await self._stop_containers(pod_id)
         await self.infra.remove(pod_id)
-        await self._detach(pod)
+        await self.detach(pod)
         if self.node.root:
             await asyncio.to_thread(sandbox.release, self.layout, pod_id)
         log.info("pod is stopped", pod=pod_id[:SHORT], name=pod.name)
@@ -82,10 +81,3 @@ class StopPod:
         if failures:
             msg = f"cannot stop pod sandbox {pod_id[:SHORT]}: {'; '.join(failures)}"
             raise Internal(msg)
-
-    async def _detach(self, pod: PodRecord) -> None:
-        if not pod.networked:
-            return
-        config = pb.PodSandboxConfig.FromString(pod.config)
-        await self.network.delete(attachment(pod.id, config, self.layout), pod.attachment)
-        await self.store.pods.update(pod.id, lambda p: msgspec.structs.replace(p, networked=False, attachment=None))

@@ -50,8 +50,12 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A CNI ADD may have taken effect and no DEL has succeeded since."""
     attachment: bytes | None = None
     """What the CNI DEL needs: configuration and result of the ADD; None when the ADD was not seen to end."""
+    detach_failures: int = 0
+    """How often the CNI DEL has failed in a row."""
+    detach_failed_at: int = 0
+    """When it failed first."""
     problem: str = ""
-    """Why the pod is not ready, when that was not asked for."""
+    """Why the pod is not ready, when that was not asked for; what had to be given up when it was stopped."""
 
     @property
     def key(self) -> PodId:

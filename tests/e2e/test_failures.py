@@ -25,60 +25,13 @@ from tests.support import images, scale
 from tests.support.cri import Cri, Pod, container_config
 from tests.support.daemon import Daemon
 from tests.support.expect import eventually, refused
+from tests.support.programs import ALWAYS, PLUGINS, RUNTIMES, Programs
 from tests.support.world import unchanged
 
 pytestmark = pytest.mark.root
 
 INTERNAL = grpc.StatusCode.INTERNAL
-FAULTY = Path(__file__).parent.parent / "fakes" / "faulty.sh"
-PLUGINS = Path("/usr/lib/cni")
-ALWAYS = 1000
 FULL_ONLY = pytest.mark.skipif(scale.FULL not in os.environ, reason="waits for minutes: scripts/test --full")
-
-
-@dataclass(frozen=True, slots=True)
-class Programs:
-    """The programs of one daemon, each behind a fake of its name."""
-
-    directory: Path
-
-    def install(self, name: str, real: Path) -> Path:
-        (self.directory / "real").mkdir(parents=True, exist_ok=True)
-        (self.directory / "real" / name).symlink_to(real)
-        (self.directory / name).symlink_to(FAULTY)
-        return self.directory / name
-
-    def plan(self, name: str, verb: str, action: str, times: int = ALWAYS) -> None:
-        """What `name` does the next times it is asked for `verb`; `runtime` are both."""
-        if name == "runtime":
-            for runtime in RUNTIMES:
-                self.plan(runtime, verb, action, times)
-            return
-        (self.directory / f"{name}.{verb}.plan").write_text(f"{action} {times}\n")
-
-    def release(self, name: str, verb: str) -> None:
-        """Ends one plan; what hangs by it goes on."""
-        (self.directory / f"{name}.{verb}.plan").unlink()
-
-    def heal(self) -> None:
-        for plan in self.directory.glob("*.plan"):
-            plan.unlink()
-
-    def calls(self, name: str) -> list[str]:
-        """What `name` has been asked for so far."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self.directory / f"{name}.calls").read_text().split()
-        return []
-
-    @contextlib.contextmanager
-    def missing(self, name: str) -> Iterator[None]:
-        """The program is not there while the body runs."""
-        program, aside = self.directory / name, self.directory / f"{name}.aside"
-        program.rename(aside)
-        try:
-            yield
-        finally:
-            aside.rename(program)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +93,6 @@ def site(standing: Site) -> Iterator[Site]:
         standing.cri.remove_all_pods()
 
 
-RUNTIMES = ("crun", "runc")
 CREATE_STEPS = [
     ("conmon fails", "conmon", "run", "fail", "conmon ended before it had created the container: told to fail"),
     ("conmon is killed", "conmon", "run", "kill", "conmon ended before it had created the container"),
