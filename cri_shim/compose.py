@@ -43,6 +43,8 @@ from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.log_reopen import ReopenContainerLog
+from cri_shim.flows.network_settle import SettleNetworks
+from cri_shim.flows.network_watch import NetworkWatch
 from cri_shim.flows.node import Node
 from cri_shim.flows.pod_detach import DetachPod
 from cri_shim.flows.pod_query import QueryPods
@@ -95,6 +97,7 @@ class Flows:
     running: tuple[InFlight[Any, Any], ...]
     """What goes on when its caller leaves, and is waited for when the daemon stops."""
     recovery: Recover
+    networks: tuple[NetworkWatch, SettleNetworks]
     images: ImageFlows
 
     @classmethod
@@ -104,7 +107,9 @@ class Flows:
         handlers = _make_handlers(base, options, exits)
         images = ImageFlows.build(base, handlers)
         pods, containers = _runtime(base, handlers, exits, images.collector)
-        node = Node(handlers, base.network, base.node, base.driver, as_dict(base.config))
+        watch = NetworkWatch(base.network)
+        node = Node(handlers, watch, base.node, base.driver, as_dict(base.config))
+        settle = SettleNetworks(base.store, base.layout, base.network, base.config.network.check)
         recovery = Recover(
             store=base.store,
             layout=base.layout,
@@ -143,18 +148,22 @@ class Flows:
             containers.start.starts,
             containers.remove.removals,
         )
-        return cls(runtime, images.methods, handlers, exits, running, recovery, images)
+        return cls(runtime, images.methods, handlers, exits, running, recovery, (watch, settle), images)
 
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""
         await self.images.repair()
         await self.recovery.run()
+        watch, settle = self.networks
+        await settle.run()
+        await watch.start()
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await asyncio.gather(*(group.drain() for group in self.running))
+        await asyncio.gather(*(network.aclose() for network in self.networks))
         await asyncio.gather(*(handler.aclose() for handler in self.handlers.live.values()))
         await self.exits.drain()
         await self.images.aclose()

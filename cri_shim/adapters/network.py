@@ -17,12 +17,14 @@ from typing import Final
 from cri_shim.kernel import process
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument
 from cri_shim.wire import cni
-from cri_shim.wire.cni import Attachment, PortMapping
+from cri_shim.wire.cni import Attachment, PortMapping, Verb
 
 __all__ = ["Attachment", "Network", "NetworkResult", "NetworkStatus", "PortMapping"]
 
 _FILE_LIMIT: Final = 1 << 20
 _PLUGIN_SECONDS: Final = 60.0
+_ASKING_SECONDS: Final = 10.0
+"""For what changes nothing of a pod: CHECK, STATUS, GC."""
 _NOT_READY: Final = "NetworkPluginNotReady"
 
 _Signature = tuple[tuple[str, int, int, int], ...]
@@ -64,6 +66,60 @@ class Network:
             return NetworkStatus(ready=False, reason=_NOT_READY, message=str(error))
         return NetworkStatus(ready=True, reason="", message="")
 
+    def has_status(self) -> bool:
+        """Whether the plugins of the network in force can say themselves how they are: `ask`. As cheap as `status`."""
+        try:
+            return self._network().has(Verb.STATUS)
+        except CriShimError:
+            return False
+
+    async def ask(self) -> NetworkStatus:
+        """What the plugins say about themselves: STATUS of each one, in order, up to the first that is not ready."""
+        try:
+            network = self._network()
+            for plugin in network.plugins:
+                await self._call(Verb.STATUS, network, plugin, cni.stdin_for_status(network, plugin))
+        except (CriShimError, OSError) as error:
+            return NetworkStatus(ready=False, reason=_NOT_READY, message=str(error))
+        return NetworkStatus(ready=True, reason="", message="")
+
+    async def check(self, attachment: Attachment, cached: bytes) -> bool:
+        """Have a pod's attachment looked at by the plugins that made it: CHECK of each one, in order.
+
+        False when the network it was made with has no such verb. Internal names the first plugin that is not content.
+        """
+        network, result = cni.parse_cached(cached)
+        if not network.has(Verb.CHECK):
+            return False
+        for plugin in network.plugins:
+            stdin = cni.stdin_for_check(network, plugin, attachment, result)
+            await self._call(Verb.CHECK, network, plugin, stdin, attachment)
+        return True
+
+    async def collect_garbage(self, attached: Sequence[tuple[str, bytes | None]]) -> bool:
+        """Have the plugins of the network in force remove what belongs to no pod: GC of each one.
+
+        `attached` are the ids of the pods that are attached, with what `add` returned; where that is unknown the pod
+        counts for every network. Nothing may be attached meanwhile. False when the network has no such verb or there
+        is none; Internal, naming every plugin that failed, after all have been called.
+        """
+        try:
+            network = self._network()
+        except CriShimError:
+            return False
+        if not network.has(Verb.GC):
+            return False
+        valid = [pod_id for pod_id, cached in attached if _is_of(cached, network.name)]
+        failures = []
+        for plugin in network.plugins:
+            try:
+                await self._call(Verb.GC, network, plugin, cni.stdin_for_gc(network, plugin, valid))
+            except (CriShimError, OSError) as error:
+                failures.append(str(error))
+        if failures:
+            raise Internal("; ".join(failures))
+        return True
+
     async def add(self, attachment: Attachment) -> NetworkResult:
         """Attach a pod: ADD of each plugin in order.
 
@@ -93,7 +149,7 @@ class Network:
         self, plugin: cni.Plugin, network: cni.NetworkConfig, attachment: Attachment, previous: cni.Json | None
     ) -> cni.Json:
         stdin = cni.stdin_for_add(network, plugin, attachment, previous)
-        printed = await self._call("ADD", network, plugin, attachment, stdin)
+        printed = await self._call(Verb.ADD, network, plugin, stdin, attachment)
         try:
             return cni.parse_result(printed, plugin.type)
         except InvalidArgument as error:
@@ -132,24 +188,27 @@ class Network:
         for plugin in reversed(network.plugins):
             stdin = cni.stdin_for_del(network, plugin, attachment, result)
             try:
-                await self._call("DEL", network, plugin, attachment, stdin)
+                await self._call(Verb.DEL, network, plugin, stdin, attachment)
             except (CriShimError, OSError) as error:
                 failures.append(str(error))
         return failures
 
     async def _call(
-        self, command: str, network: cni.NetworkConfig, plugin: cni.Plugin, attachment: Attachment, stdin: bytes
+        self,
+        verb: Verb,
+        network: cni.NetworkConfig,
+        plugin: cni.Plugin,
+        stdin: bytes,
+        attachment: Attachment | None = None,
     ) -> bytes:
         program = self._program(plugin.type)
-        netns = str(attachment.netns) if command == "ADD" or _is_namespace(attachment.netns) else ""
-        environment = cni.environment(command, attachment, netns, self._bin_dirs)
-        failed = f"CNI plugin {plugin.type} of network {network.name} failed on {command}"
+        failed = f"CNI plugin {plugin.type} of network {network.name} failed on {verb.value}"
         try:
             done = await process.run(
                 [program],
                 stdin=stdin,
-                timeout=_PLUGIN_SECONDS,
-                env=process.inherited_environment() | environment,
+                timeout=_PLUGIN_SECONDS if verb in {Verb.ADD, Verb.DEL} else _ASKING_SECONDS,
+                env=process.inherited_environment() | self._environment(verb, attachment),
                 limit=_FILE_LIMIT,
             )
         except DeadlineExceeded as error:
@@ -161,6 +220,12 @@ class Network:
             msg = f"{failed}: {reason}"
             raise Internal(msg)
         return done.stdout
+
+    def _environment(self, verb: Verb, attachment: Attachment | None) -> dict[str, str]:
+        if attachment is None:
+            return cni.network_environment(verb, self._bin_dirs)
+        netns = str(attachment.netns) if verb is not Verb.DEL or _is_namespace(attachment.netns) else ""
+        return cni.environment(verb, attachment, netns, self._bin_dirs)
 
     def _program(self, name: str) -> Path:
         for directory in self._bin_dirs:
@@ -228,3 +293,11 @@ def _is_namespace(path: Path) -> bool:
         return path.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
     except OSError:
         return False
+
+
+def _is_of(cached: bytes | None, network: str) -> bool:
+    """Whether an attachment is one of this network, as far as that is known."""
+    if cached is not None:
+        with contextlib.suppress(InvalidArgument):
+            return cni.parse_cached(cached)[0].name == network
+    return True

@@ -25,6 +25,8 @@ class NetworkSection(Section, frozen=True, kw_only=True):
 
     conf_dirs: tuple[str, ...] = ("/etc/cni/net.d",)
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    check: bool = False
+    """Ask the plugins at start whether the pods that run are still attached as they should be (CNI CHECK)."""
 
 
 class Images(Section, frozen=True, kw_only=True):

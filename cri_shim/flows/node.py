@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cri_shim
-from cri_shim.adapters.network import Network
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.network_watch import NetworkWatch
 from cri_shim.model.handler import Kind
 from cri_shim.model.node import NodeFacts
 from cri_shim.pb import api_pb2 as pb
@@ -24,7 +24,7 @@ class Node:
     """Answers about the daemon itself. Nothing here starts a process."""
 
     handlers: Handlers
-    network: Network
+    network: NetworkWatch
     node: NodeFacts
     driver: Driver
     config: Mapping[str, object]

@@ -6,6 +6,7 @@ Pure: `cri_shim.adapters.network` runs the plugins. CNI specification 1.1.0, rea
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,19 @@ _NO_BURST: Final = (1 << 31) - 1
 """Bits; the bandwidth plugin wants a burst with each rate, and this much is no limit in practice."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # spec 1.1, section 1
 _HAS_PREV_RESULT_ON_DEL: Final = VERSIONS[2:]
+
+
+class Verb(enum.Enum):
+    """What a plugin can be asked to do: CNI_COMMAND."""
+
+    ADD = "ADD"
+    DEL = "DEL"
+    CHECK = "CHECK"
+    STATUS = "STATUS"
+    GC = "GC"
+
+
+_SINCE: Final = {Verb.CHECK: "0.4.0", Verb.STATUS: "1.1.0", Verb.GC: "1.1.0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +90,13 @@ class NetworkConfig:
     name: str
     version: str
     plugins: tuple[Plugin, ...]
+    disabled: frozenset[Verb] = frozenset()
+    """What its author does not want to be asked: `disableCheck`, `disableGC`."""
+
+    def has(self, verb: Verb) -> bool:
+        """Whether its plugins may be asked for `verb`: its version knows it, its author allows it."""
+        since = _SINCE.get(verb, VERSIONS[0])
+        return VERSIONS.index(self.version) >= VERSIONS.index(since) and verb not in self.disabled
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +122,8 @@ class _ListShape(msgspec.Struct, rename="camel"):
     plugins: list[_PluginShape]
     cni_version: str = ""
     cni_versions: list[str] = []
+    disable_check: bool | str = False
+    disable_gc: bool | str = msgspec.field(name="disableGC", default=False)
 
 
 class _Interface(msgspec.Struct):
@@ -150,7 +173,10 @@ def _network(document: Json, where: str) -> NetworkConfig:
         Plugin(plugin.type, frozenset(name for name, wanted in plugin.capabilities.items() if wanted), raw)
         for plugin, raw in zip(shape.plugins, document["plugins"], strict=True)
     )
-    return NetworkConfig(shape.name, _version(shape), plugins)
+    switches = ((Verb.CHECK, shape.disable_check), (Verb.GC, shape.disable_gc))
+    # A text in version 0.4.0, a boolean since.
+    disabled = frozenset(verb for verb, value in switches if value in {True, "true"})
+    return NetworkConfig(shape.name, _version(shape), plugins, disabled)
 
 
 def _version(shape: _ListShape) -> str:
@@ -196,9 +222,32 @@ def stdin_for_del(network: NetworkConfig, plugin: Plugin, attachment: Attachment
     return _stdin(network, plugin, attachment, final if network.version in _HAS_PREV_RESULT_ON_DEL else None)
 
 
-def _stdin(network: NetworkConfig, plugin: Plugin, attachment: Attachment, previous: Json | None) -> bytes:
+def stdin_for_check(network: NetworkConfig, plugin: Plugin, attachment: Attachment, final: Json) -> bytes:
+    """What a plugin reads on CHECK; `final` is the result of the whole chain."""
+    return _stdin(network, plugin, attachment, final)
+
+
+def stdin_for_status(network: NetworkConfig, plugin: Plugin) -> bytes:
+    """What a plugin reads on STATUS: nothing of any pod."""
+    return msgspec.json.encode(_request(network, plugin))
+
+
+def stdin_for_gc(network: NetworkConfig, plugin: Plugin, pod_ids: Sequence[str]) -> bytes:
+    """What a plugin reads on GC: the attachments that there still are. All others of this network can go."""
+    valid = [{"containerID": pod_id, "ifname": INTERFACE} for pod_id in pod_ids]
+    # The specification's first text of 1.1.0 had the second name, and plugins were written by it.
+    return msgspec.json.encode(
+        _request(network, plugin) | {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}
+    )
+
+
+def _request(network: NetworkConfig, plugin: Plugin) -> Json:
     # spec 1.1, section 3, "Deriving request configuration from plugin configuration"
-    request: Json = plugin.config | {"name": network.name, "cniVersion": network.version}
+    return plugin.config | {"name": network.name, "cniVersion": network.version}
+
+
+def _stdin(network: NetworkConfig, plugin: Plugin, attachment: Attachment, previous: Json | None) -> bytes:
+    request = _request(network, plugin)
     runtime = {name: value for name, value in _capabilities(attachment).items() if name in plugin.capabilities}
     if runtime:
         request["runtimeConfig"] = runtime
@@ -246,8 +295,13 @@ def _bandwidth(attachment: Attachment) -> Json:
     }
 
 
-def environment(command: str, attachment: Attachment, netns: str, bin_dirs: Sequence[Path]) -> dict[str, str]:
-    """The CNI_* variables of one call; `netns` is empty on the DEL of a namespace that is gone."""
+def network_environment(verb: Verb, bin_dirs: Sequence[Path]) -> dict[str, str]:
+    """The CNI_* variables of a call that is about no pod: STATUS and GC."""
+    return {"CNI_COMMAND": verb.value, "CNI_PATH": ":".join(map(str, bin_dirs))}
+
+
+def environment(verb: Verb, attachment: Attachment, netns: str, bin_dirs: Sequence[Path]) -> dict[str, str]:
+    """The CNI_* variables of a call about a pod; `netns` is empty on the DEL of a namespace that is gone."""
     arguments = {
         "IgnoreUnknown": "1",
         "K8S_POD_NAMESPACE": attachment.pod_namespace,
@@ -256,11 +310,10 @@ def environment(command: str, attachment: Attachment, netns: str, bin_dirs: Sequ
         "K8S_POD_UID": attachment.pod_uid,
     }
     return {
-        "CNI_COMMAND": command,
+        **network_environment(verb, bin_dirs),
         "CNI_CONTAINERID": attachment.pod_id,
         "CNI_NETNS": netns,
         "CNI_IFNAME": INTERFACE,
-        "CNI_PATH": ":".join(map(str, bin_dirs)),
         # The format has no quoting: a value that would end its pair is left out, it is no name that Kubernetes allows.
         "CNI_ARGS": ";".join(f"{k}={v}" for k, v in arguments.items() if v.isprintable() and not {";", "="} & set(v)),
     }
@@ -298,8 +351,12 @@ def addresses_of(result: Json, where: str = "CNI result") -> tuple[str, ...]:
 
 def format_cached(network: NetworkConfig, result: Json) -> bytes:
     """What DEL needs later, even when the configuration has changed or gone: the configuration used and the result."""
-    plugins = [plugin.config for plugin in network.plugins]
-    used = {"name": network.name, "cniVersion": network.version, "plugins": plugins}
+    used = {
+        "name": network.name,
+        "cniVersion": network.version,
+        "disableCheck": Verb.CHECK in network.disabled,
+        "plugins": [plugin.config for plugin in network.plugins],
+    }
     return msgspec.json.encode({"network": used, "result": result})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,7 +158,7 @@ def test_result_is_given_on_del_from_0_4_0_on(version: str, given: bool) -> None
 
 
 def test_environment() -> None:
-    assert cni.environment("ADD", POD, "/run/ns/net", [Path("/opt/cni/bin"), Path("/usr/lib/cni")]) == {
+    assert cni.environment(cni.Verb.ADD, POD, "/run/ns/net", [Path("/opt/cni/bin"), Path("/usr/lib/cni")]) == {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": "a" * 64,
         "CNI_NETNS": "/run/ns/net",
@@ -170,7 +171,7 @@ def test_environment() -> None:
 
 def test_names_cannot_add_arguments() -> None:
     hostile = cni.Attachment("b" * 64, Path("/x"), "n;IgnoreUnknown=0", "ns\0", "u")
-    words = cni.environment("ADD", hostile, "", [])["CNI_ARGS"].split(";")
+    words = cni.environment(cni.Verb.ADD, hostile, "", [])["CNI_ARGS"].split(";")
     assert words == ["IgnoreUnknown=1", f"K8S_POD_INFRA_CONTAINER_ID={'b' * 64}", "K8S_POD_UID=u"]
 
 
@@ -307,3 +308,38 @@ def _timed(network: Network) -> float:
     started = time.perf_counter()
     network.status()
     return time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    ("more", "verbs"),
+    [
+        ({"cniVersion": "0.3.1"}, set()),
+        ({"cniVersion": "0.4.0"}, {"CHECK"}),
+        ({"cniVersion": "0.4.0", "disableCheck": "true"}, set()),
+        ({"cniVersion": "1.0.0", "disableCheck": False}, {"CHECK"}),
+        ({"cniVersion": "1.1.0"}, {"CHECK", "STATUS", "GC"}),
+        ({"cniVersion": "1.1.0", "disableCheck": True, "disableGC": True}, {"STATUS"}),
+    ],
+)
+def test_verbs_that_a_network_has(more: dict[str, object], verbs: set[str]) -> None:
+    document = {"name": "n", "plugins": [{"type": "bridge"}], **more}
+    network = cni.parse_network(msgspec.json.encode(document), "file")
+    asked = {cni.Verb.CHECK, cni.Verb.STATUS, cni.Verb.GC}
+    assert {verb.value for verb in asked if network.has(verb)} == verbs
+    cached, _ = cni.parse_cached(cni.format_cached(network, {}))
+    assert cached.has(cni.Verb.CHECK) == network.has(cni.Verb.CHECK)
+
+
+def test_what_is_asked_of_no_pod_names_the_network_and_nothing_else() -> None:
+    document = {"cniVersion": "1.1.0", "name": "n", "plugins": [{"type": "t", "capabilities": {"bandwidth": True}}]}
+    network = cni.parse_network(msgspec.json.encode(document), "file")
+    (plugin,) = network.plugins
+    base = {"type": "t", "capabilities": {"bandwidth": True}, "name": "n", "cniVersion": "1.1.0"}
+    assert msgspec.json.decode(cni.stdin_for_status(network, plugin)) == base
+    valid = [{"containerID": "aa", "ifname": "eth0"}]
+    assert msgspec.json.decode(cni.stdin_for_gc(network, plugin, ["aa"])) == {
+        **base,
+        "cni.dev/valid-attachments": valid,
+        "cni.dev/attachments": valid,
+    }
+    assert cni.network_environment(cni.Verb.GC, [Path("/a"), Path("/b")]) == {"CNI_COMMAND": "GC", "CNI_PATH": "/a:/b"}
