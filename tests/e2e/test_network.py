@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
+from cri_shim.kernel import namespaces
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
 from tests.support.cri import Pod
@@ -118,6 +120,113 @@ def test_host_ports(lab: Lab) -> None:
         lab.cri.stop_pod(pod)
         with pytest.raises(ConnectionRefusedError):
             fetch("127.0.0.1", 18080)
+
+
+def test_host_ports_of_other_protocols(lab: Lab) -> None:
+    """SCTP only as far as the packet filter: hardly any kernel has it loaded."""
+    config = lab.pod_config(network=pb.POD)
+    config.port_mappings.add(protocol=pb.UDP, container_port=5353, host_port=18053, host_ip=NODE_ADDRESS)
+    config.port_mappings.add(protocol=pb.SCTP, container_port=5354, host_port=18054, host_ip=NODE_ADDRESS)
+    with node_address() as address:
+        pod = lab.pod("crun", config=config)
+        (inside,) = addresses_of(lab, pod)
+        netns = lab.daemon.state / "pods" / pod.id / "ns" / "net"
+        with (
+            namespaces.run_in_netns(netns, lambda: socket.socket(type=socket.SOCK_DGRAM)) as server,
+            socket.socket(type=socket.SOCK_DGRAM) as client,
+        ):
+            for end in (server, client):
+                end.settimeout(5)
+            server.bind(("", 5353))
+            client.sendto(b"ping", (address, 18053))
+            data, sender = server.recvfrom(100)
+            server.sendto(b"pong", sender)
+            assert (data, client.recvfrom(100)) == (b"ping", (b"pong", (address, 18053)))
+        mapped = f"-d {address}/32 -p sctp -m sctp --dport 18054 -j DNAT --to-destination {inside}:5354"
+        assert any(rule.endswith(mapped) for rule in nat_rules())
+        lab.cri.stop_pod(pod)
+        assert not [rule for rule in nat_rules() if "1805" in rule]
+
+
+def nat_rules() -> list[str]:
+    return subprocess.run(
+        ["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_bandwidth(lab: Lab) -> None:
+    """Both directions are shaped outside of the pod, where it cannot change that."""
+    file = lab.daemon.cni / "10-pods.conflist"
+    network = json.loads(file.read_text())
+    network["plugins"].append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
+    file.write_text(json.dumps(network))
+    before = shaped_rates()
+    free = lab.pod("crun", network=pb.POD)
+    assert shaped_rates() == before
+    config = lab.pod_config(network=pb.POD)
+    config.annotations["kubernetes.io/ingress-bandwidth"] = "4M"
+    config.annotations["kubernetes.io/egress-bandwidth"] = "6Mi"
+    pod = lab.pod("crun", config=config)
+    assert shaped_rates() == sorted([*before, 4_000_000, 6 << 20])
+    server, client = serve(lab, pod, "shaped"), serve(lab, free, "free")
+    (address,) = addresses_of(lab, pod)
+    (other,) = addresses_of(lab, free)
+    assert (fetch_inside(lab, client, address), fetch_inside(lab, server, other)) == ("shaped", "free")
+    lab.cri.stop_pod(pod)
+    assert shaped_rates() == before
+    config = lab.pod_config(network=pb.POD)
+    config.annotations["kubernetes.io/ingress-bandwidth"] = "fast"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "annotation kubernetes.io/ingress-bandwidth: 'fast' is not"):
+        lab.pod("crun", config=config)
+
+
+def shaped_rates() -> list[int]:
+    """The rates of all token bucket filters of the node, in bits per second."""
+    shown = subprocess.run(["tc", "-json", "qdisc"], capture_output=True, text=True, check=True).stdout
+    return sorted(8 * entry["options"]["rate"] for entry in json.loads(shown) if entry["kind"] == "tbf")
+
+
+def test_the_first_of_several_networks_counts(lab: Lab) -> None:
+    """And each pod is detached from the one that it was attached to, whatever has become of its file."""
+    first = lab.daemon.cni / "10-pods.conflist"
+    network = json.loads(first.read_text())
+
+    def write(name: str, subnet: str) -> None:
+        bridge, *others = network["plugins"]
+        ipam = {**bridge["ipam"], "ranges": [[{"subnet": f"{subnet}.0/24"}]]}
+        plugins = [{**bridge, "bridge": f"{lab.daemon.bridge}{name[:2]}", "ipam": ipam}, *others]
+        document = {**network, "name": f"net{name[:2]}", "plugins": plugins}
+        (lab.daemon.cni / name).write_text(json.dumps(document))
+
+    def leases() -> set[str]:
+        return {path.name for path in lab.daemon.leases.parent.glob("*/10.*")}
+
+    def subnet_of_new_pod() -> str:
+        pods.append(lab.pod("crun", network=pb.POD))
+        (address,) = addresses_of(lab, pods[-1])
+        assert address in leases()
+        return address.rpartition(".")[0]
+
+    pods: list[Pod] = []
+    try:
+        write("20.conflist", "10.201.20")
+        write("ignored.txt", "10.201.99")
+        assert not subnet_of_new_pod().startswith("10.201.")
+        write("05.conflist", "10.201.5")
+        assert subnet_of_new_pod() == "10.201.5"
+        write("05.conflist", "10.201.6")  # the same name, another range
+        assert subnet_of_new_pod() == "10.201.6"
+        (lab.daemon.cni / "05.conflist").rename(lab.daemon.cni / "30.conflist")
+        first.unlink()
+        assert subnet_of_new_pod() == "10.201.20"
+        assert len(leases()) == 4
+        lab.daemon.restart()
+        for pod in pods:
+            lab.cri.stop_pod(pod)
+        assert not leases()
+    finally:
+        for name in ("05", "20"):
+            subprocess.run(["ip", "link", "delete", f"{lab.daemon.bridge}{name}"], capture_output=True, check=False)
 
 
 def test_a_pod_keeps_its_network_over_a_restart_of_the_daemon(lab: Lab) -> None:
