@@ -191,10 +191,10 @@ def test_the_first_of_several_networks_counts(lab: Lab) -> None:
     first = lab.daemon.cni / "10-pods.conflist"
     network = json.loads(first.read_text())
 
-    def write(name: str, subnet: str) -> None:
+    def write(name: str, number: int) -> None:
         bridge, *others = network["plugins"]
-        ipam = {**bridge["ipam"], "ranges": [[{"subnet": f"{subnet}.0/24"}]]}
-        plugins = [{**bridge, "bridge": f"{lab.daemon.bridge}{name[:2]}", "ipam": ipam}, *others]
+        ipam = {**bridge["ipam"], "ranges": [[{"subnet": f"10.201.{number}.0/24"}]]}
+        plugins = [{**bridge, "bridge": f"{lab.daemon.bridge}-{number}", "ipam": ipam}, *others]
         document = {**network, "name": f"net{name[:2]}", "plugins": plugins}
         (lab.daemon.cni / name).write_text(json.dumps(document))
 
@@ -209,12 +209,12 @@ def test_the_first_of_several_networks_counts(lab: Lab) -> None:
 
     pods: list[Pod] = []
     try:
-        write("20.conflist", "10.201.20")
-        write("ignored.txt", "10.201.99")
+        write("20.conflist", 20)
+        write("ignored.txt", 99)
         assert not subnet_of_new_pod().startswith("10.201.")
-        write("05.conflist", "10.201.5")
+        write("05.conflist", 5)
         assert subnet_of_new_pod() == "10.201.5"
-        write("05.conflist", "10.201.6")  # the same name, another range
+        write("05.conflist", 6)  # the same name, another bridge and range
         assert subnet_of_new_pod() == "10.201.6"
         (lab.daemon.cni / "05.conflist").rename(lab.daemon.cni / "30.conflist")
         first.unlink()
@@ -225,8 +225,8 @@ def test_the_first_of_several_networks_counts(lab: Lab) -> None:
             lab.cri.stop_pod(pod)
         assert not leases()
     finally:
-        for name in ("05", "20"):
-            subprocess.run(["ip", "link", "delete", f"{lab.daemon.bridge}{name}"], capture_output=True, check=False)
+        for number in (5, 6, 20):
+            subprocess.run(["ip", "link", "delete", f"{lab.daemon.bridge}-{number}"], capture_output=True, check=False)
 
 
 def test_a_pod_keeps_its_network_over_a_restart_of_the_daemon(lab: Lab) -> None:
