@@ -39,6 +39,7 @@ from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
+from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
@@ -118,6 +119,7 @@ class Flows:
             infra=pods.run.infra,
             exits=exits,
             create=containers.create,
+            image_volumes=containers.create.image_volumes,
             node=base.node,
             clock=pods.run.clock,
         )
@@ -194,12 +196,13 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
     program = shutil.which(base.config.monitor.infra)
     infra = Infra(store, layout, handlers, node, locks, clock, Path(program).resolve() if program else None)
     stop = StopContainer(store, handlers, exits)
+    volumes = ImageVolumes(store, layout, collector, locks)
     missing_source = MissingSource(base.config.missing_mount_source)
     containers = _Containers(
-        create=CreateContainer(store, layout, handlers, infra, node, clock, locks, collector, missing_source),
+        create=CreateContainer(store, layout, handlers, infra, node, clock, locks, collector, volumes, missing_source),
         start=StartContainer(store, handlers, locks, clock, InFlight()),
         stop=stop,
-        remove=RemoveContainer(store, layout, handlers, stop, locks, collector, InFlight()),
+        remove=RemoveContainer(store, layout, handlers, stop, locks, collector, volumes, InFlight()),
         query=QueryContainers(store, handlers),
         reopen_log=ReopenContainerLog(store, handlers),
         exec_sync=ExecSync(store, handlers),
@@ -258,7 +261,7 @@ class ImageFlows:
 
 
 def _layers_in_use(store: Store) -> set[Digest]:
-    return {layer for container in store.containers.values() for layer in container.layers}
+    return {layer for container in store.containers.values() for layer in container.layers_in_use}
 
 
 def _wants_wasm(handlers: Handlers, request: pb.PullImageRequest) -> bool | None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from cri_shim.adapters import image_volumes
 from cri_shim.kernel import fs, mounts, namespaces
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.ids import PodId
@@ -43,12 +44,13 @@ def remove(layout: Layout, pod_id: PodId) -> None:
 
 
 def release(layout: Layout, pod_id: PodId) -> None:
-    """Let go of kernel objects: namespaces and /dev/shm. The files stay for status and logs."""
+    """Let go of kernel objects: namespaces, /dev/shm and image volumes. The files stay for status and logs."""
     directory = layout.pod(pod_id)
     if not directory.exists():
         return
     namespaces.unpin(directory / "ns")
     mounts.unmount(directory / "shm")
+    image_volumes.release(layout, pod_id)
 
 
 def missing(layout: Layout, pod_id: PodId, config: pb.PodSandboxConfig) -> str:

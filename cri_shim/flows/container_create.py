@@ -20,6 +20,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.flows.container_remove import discard
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
@@ -27,7 +28,7 @@ from cri_shim.flows.lookup import existing_pod, find_container
 from cri_shim.flows.undo import Undo
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
-from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState
+from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState, ImageVolume
 from cri_shim.model.entry import EntryKind, EntryPoint
 from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import ContainerPlan, Kind
@@ -56,6 +57,7 @@ class _Asked:
     pod_config: pb.PodSandboxConfig
     config: pb.ContainerConfig
     image: ImageRecord
+    volumes: tuple[ImageVolume, ...]
     log_path: str
     stop_signal: int
 
@@ -72,6 +74,7 @@ class CreateContainer:
     clock: Clock
     locks: Locks
     collector: ImageCollector
+    image_volumes: ImageVolumes
     missing_source: MissingSource
     creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
 
@@ -117,6 +120,7 @@ class CreateContainer:
             pod_config=pod_config,
             config=config,
             image=image,
+            volumes=self.image_volumes.find(config),
             log_path=spec.log_path(pod_config.log_directory, config.log_path),
             stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
         )
@@ -146,10 +150,12 @@ class CreateContainer:
                 image_ref=next(iter(asked.image.repo_digests), asked.image.id),
                 image_name=next(iter(asked.image.repo_tags), asked.config.image.image),
                 layers=asked.image.layers,
+                volumes=asked.volumes,
                 created_at=self.clock.now(),
                 log_path=asked.log_path,
                 stop_signal=asked.stop_signal,
             )
+            undo.push("release the image volumes", lambda: self.image_volumes.release(record))
             undo.push("delete the record", lambda: self._forget(container_id, undo))
             await self.store.containers.put(record)
             await self.collector.settle()
@@ -170,10 +176,11 @@ class CreateContainer:
             await self.infra.ensure(asked.pod, decision.handler)
         pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
         process = process_plan(asked.config, pod.hostname, asked.image, files.users)
+        placed = await self.image_volumes.mount(record, asked.config)
         plan = ContainerPlan(
             id=record.id,
             pod=pod,
-            config=asked.config,
+            config=placed,
             process=process,
             image=asked.image,
             rootfs=root,
@@ -227,6 +234,7 @@ class CreateContainer:
         async with self.locks.hold(leftover.id):
             await self._discard(leftover.id)
             await self.store.containers.delete(leftover.id)
+        await self.image_volumes.release(leftover)
 
     async def _discard(self, container_id: ContainerId) -> None:
         record = self.store.containers.get(container_id)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cri_shim.adapters.store import Store
 from cri_shim.flows.entries import Entries
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.image_volumes import with_image_refs
 from cri_shim.flows.lookup import existing_container, visible_containers
 from cri_shim.model.container import ContainerRecord, ContainerState
 from cri_shim.model.errors import CriShimError
@@ -52,7 +53,7 @@ class QueryContainers:
             image_id=record.image_id,
             labels=config.labels,
             annotations=config.annotations,
-            mounts=config.mounts,
+            mounts=with_image_refs(config, record.volumes),
             log_path=record.log_path,
             resources=pb.ContainerResources(linux=config.linux.resources),
             user=pb.ContainerUser(

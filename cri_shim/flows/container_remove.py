@@ -10,6 +10,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.flows.container_stop import StopContainer
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.lookup import find_container
@@ -32,6 +33,7 @@ class RemoveContainer:
     stop_container: StopContainer
     locks: Locks
     collector: ImageCollector
+    image_volumes: ImageVolumes
     removals: InFlight[ContainerId, None]
 
     async def __call__(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
@@ -55,6 +57,7 @@ class RemoveContainer:
             await self.store.containers.delete(container_id)
         # Its image may have been removed before it.
         await self.collector.drop_unused(record.layers)
+        await self.image_volumes.release(record)
         log.info("container is removed", container=container_id[:SHORT])
 
 

@@ -67,7 +67,8 @@ class StopPod:
         await self.infra.remove(pod_id)
         await self.detach(pod)
         if self.node.root:
-            await asyncio.to_thread(sandbox.release, self.layout, pod_id)
+            async with self.locks.hold(pod_id):  # a creation that still mounts an image volume does so before
+                await asyncio.to_thread(sandbox.release, self.layout, pod_id)
         log.info("pod is stopped", pod=pod_id[:SHORT], name=pod.name)
 
     async def _stop_containers(self, pod_id: PodId) -> None:

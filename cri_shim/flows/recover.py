@@ -20,6 +20,7 @@ from cri_shim.flows.container_remove import discard
 from cri_shim.flows.container_start import with_start
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.infra import Infra
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
@@ -48,6 +49,7 @@ class Recover:
     infra: Infra
     exits: Exits
     create: CreateContainer
+    image_volumes: ImageVolumes
     node: NodeFacts
     clock: Clock
 
@@ -86,12 +88,15 @@ class Recover:
     async def _discard(self, record: ContainerRecord) -> None:
         await discard(self.store, self.layout, self.handlers, record)
         await self.store.containers.delete(record.id)
+        await self.image_volumes.release(record)
 
     async def _pod(self, pod: PodRecord) -> None:
         if pod.state is PodState.PENDING:
             await self._undo_pod(pod)
         elif pod.state is PodState.READY and (problem := await asyncio.to_thread(self._missing, pod)):
             await self._not_ready(pod.id, problem)
+        # Of a container whose record went in the last moment of the earlier daemon.
+        await self.image_volumes.release_unused(pod.id)
 
     def _missing(self, pod: PodRecord) -> str:
         """Why a READY pod is not: its namespaces are kernel objects, which a reboot takes."""

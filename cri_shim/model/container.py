@@ -56,6 +56,13 @@ class User(msgspec.Struct, frozen=True):
     groups: tuple[int, ...] = ()
 
 
+class ImageVolume(msgspec.Struct, frozen=True):
+    """An image whose files are mounted into a container (CRI `Mount.image`)."""
+
+    image_id: ImageId
+    layers: tuple[Digest, ...]
+
+
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Facts of one container. Times are Unix nanoseconds, 0 = not yet."""
 
@@ -75,6 +82,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """A tag, else what the request said; kept when the image is removed."""
     layers: tuple[Digest, ...] = ()
     """Layers under the root file system: in use as long as the container exists."""
+    volumes: tuple[ImageVolume, ...] = ()
+    """One for each of the request's mounts that is an image volume; their layers are in use as well."""
     created_at: int
     committed: bool = False
     started_at: int = 0
@@ -91,6 +100,10 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     @property
     def key(self) -> ContainerId:
         return self.id
+
+    @property
+    def layers_in_use(self) -> frozenset[Digest]:
+        return frozenset(self.layers).union(*(volume.layers for volume in self.volumes))
 
     @property
     def state(self) -> ContainerState:

@@ -92,6 +92,21 @@ class Internal(CriShimError):
     code = Code.INTERNAL
 
 
+class ImageVolumeMountFailed(CriShimError):
+    """An image volume cannot be given. The prefix becomes a waiting reason of its own (kubelet, kuberuntime)."""
+
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, cause: str, *, hint: str = "") -> None:
+        super().__init__(f"ImageVolumeMountFailed: mounts: {cause}", hint=hint)
+
+
+class ImageNotHere(ImageVolumeMountFailed):
+    """The image of an image volume has not been pulled."""
+
+    code = Code.NOT_FOUND
+
+
 class PullError(CriShimError):
     """A pull failed. Code UNKNOWN, so that the kubelet shows the bare message.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cri_shim.model.ids import ContainerId, Digest, PodId, digest_hex
+from cri_shim.model.ids import ContainerId, Digest, ImageId, PodId, digest_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,13 @@ class Layout:
     def namespace(self, pod_id: PodId, kind: str) -> Path:
         """The pin of a pod's namespace; `kind` is net, ipc, uts or pid."""
         return self.pod(pod_id) / "ns" / kind
+
+    def image_volumes(self, pod_id: PodId) -> Path:
+        return self.pod(pod_id) / "image-volumes"
+
+    def image_volume(self, pod_id: PodId, image_id: ImageId) -> Path:
+        """The files of an image, mounted once for all containers of the pod that have it as a volume."""
+        return self.image_volumes(pod_id) / digest_hex(image_id)
 
     @property
     def bundles(self) -> Path:

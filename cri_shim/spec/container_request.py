@@ -25,6 +25,9 @@ from cri_shim.spec.paths import check_length, check_path
 from cri_shim.spec.pod import check_name, shares_pid
 from cri_shim.spec.process import DEFAULT_PATH
 
+_SHOWN = 200
+"""Characters of a path that an error shows."""
+
 
 def container_name(config: pb.ContainerConfig, pod_id: PodId) -> ContainerName:
     """The name that a container reserves within its pod. Raises InvalidArgument for bad metadata."""
@@ -125,8 +128,34 @@ def adopted_plan(record: ContainerRecord, pod: PodContext, image: ImageRecord | 
 
 def _check_mount(mount: pb.Mount) -> None:
     check_path("mounts: container_path", mount.container_path)
-    if mount.host_path:
+    target = mount.container_path[:_SHOWN]
+    if mount.HasField("image"):
+        _check_image_volume(mount, target)
+    elif mount.image_sub_path:
+        msg = f"mounts: image_sub_path of {target}: needs image"
+        raise InvalidArgument(msg)
+    elif mount.host_path:
         check_path("mounts: host_path", mount.host_path)
     elif not mount.HasField("image"):
         msg = f"mounts: {mount.container_path[:200]!r} has neither host_path nor image"
         raise InvalidArgument(msg)
+
+
+def _check_image_volume(mount: pb.Mount, target: str) -> None:
+    """What the CRI says of `Mount.image`: read-only, instead of a host path, and a path inside of the image."""
+    sub_path = mount.image_sub_path
+    wrong = {
+        f"image.image of {target} is empty": not mount.image.image,
+        f"host_path and image of {target} exclude each other": bool(mount.host_path),
+        f"readonly of {target}: an image volume must be read-only": not mount.readonly,
+        f"propagation of {target}: nothing can be mounted into an image volume": mount.propagation
+        == pb.MountPropagation.PROPAGATION_BIDIRECTIONAL,
+        f"image_sub_path of {target}: {sub_path[:_SHOWN]!r} is not a relative path without '..'": (
+            sub_path.startswith("/") or ".." in sub_path.split("/") or "\0" in sub_path
+        ),
+    }
+    for why, is_wrong in wrong.items():
+        if is_wrong:
+            msg = f"mounts: {why}"
+            raise InvalidArgument(msg)
+    check_length("mounts: image_sub_path", sub_path)

@@ -27,6 +27,8 @@ from handlers.wasmtime.guest_spec import Preopen
 class _Mount:
     source: Path
     readonly: bool
+    host_backed: bool
+    """Not of an image volume: what an image brings is everybody's."""
 
 
 def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preopen, ...]:
@@ -34,7 +36,7 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
     directories: dict[str, _Mount] = {}
     files: dict[str, _Mount] = {}
     for mount in plan.config.mounts:
-        target, found = _target(mount), _Mount(Path(mount.host_path), mount.readonly)
+        target, found = _target(mount), _Mount(Path(mount.host_path), mount.readonly, not mount.HasField("image"))
         mode = _mode(found.source)
         if stat.S_ISDIR(mode):
             directories[target] = found
@@ -45,14 +47,15 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
             raise InvalidArgument(msg, hint="a Wasm module cannot use sockets, FIFOs or devices")
     _refuse_nested(directories, files)
     preopens = [
-        Preopen(str(mount.source), target, mount.readonly, host_backed=True) for target, mount in directories.items()
+        Preopen(str(mount.source), target, mount.readonly, mount.host_backed) for target, mount in directories.items()
     ]
     if plan.rootfs is not None:
         readonly = plan.config.linux.security_context.readonly_rootfs
         root = _view(plan.rootfs, work / "root", files, readonly=readonly) if files else plan.rootfs
         writable_file = any(not mount.readonly for mount in files.values())
         # The view's own mounts keep the rest of a read-only root file system so.
-        preopens.append(Preopen(str(root), "/", readonly and not writable_file, host_backed=bool(files)))
+        host_backed = any(mount.host_backed for mount in files.values())
+        preopens.append(Preopen(str(root), "/", readonly and not writable_file, host_backed))
     elif files:
         preopens += _file_directories(work / "files", files, may_mount=may_mount)
     return tuple(preopens)
@@ -150,7 +153,8 @@ def _file_directories(base: Path, files: Mapping[str, _Mount], *, may_mount: boo
         else:
             _copy_files(place, here)
         readonly = all(mount.readonly for mount in here.values())
-        preopens.append(Preopen(str(place), parent, readonly, host_backed=True))
+        host_backed = any(mount.host_backed for mount in here.values())
+        preopens.append(Preopen(str(place), parent, readonly, host_backed))
     return preopens
 
 

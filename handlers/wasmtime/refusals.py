@@ -111,7 +111,6 @@ class _MountRule:
 
 
 _MOUNT_RULES: Final = (
-    _MountRule("image", lambda m: m.HasField("image"), f"an image volume {_NOT_YET}", Unimplemented),
     _MountRule("mount_options", lambda m: bool(m.mount_options), f"{_NOT_YET}", Unimplemented),
     _MountRule("uidMappings", lambda m: bool(m.uidMappings), "a Wasm container has no idmapped mounts"),
     _MountRule("gidMappings", lambda m: bool(m.gidMappings), "a Wasm container has no idmapped mounts"),

@@ -87,7 +87,6 @@ def refused_mounts(tmp_path: Path) -> Iterator[tuple[pb.Mount, str]]:
     yield mount(tmp_path, "/"), "not a path below /"
     yield pb.Mount(host_path=str(tmp_path), container_path="/f", mount_options=["noexec"]), "mount_options of /f"
     yield pb.Mount(host_path=str(tmp_path), container_path="/f", uidMappings=[pb.IDMapping()]), "uidMappings of /f"
-    yield pb.Mount(container_path="/f", image=pb.ImageSpec(image="x")), "image of /f: an image volume"
     bidirectional = pb.MountPropagation.PROPAGATION_BIDIRECTIONAL
     yield pb.Mount(host_path=str(tmp_path), container_path="/f", propagation=bidirectional), "BIDIRECTIONAL"
 

@@ -102,6 +102,8 @@ OF_THE_PROCESS_PLAN = {
     *(f"linux.security_context.supplemental_groups{rest}" for rest in ("", "_policy")),
     "linux.security_context.namespace_options.target_id",
 }
+# The flow has put the files at a host path.
+OF_THE_VOLUMES = {"mounts.image", "mounts.image_sub_path"}
 # The containers of a pod share these with it, whatever they ask for.
 OF_THE_POD = {f"linux.security_context.namespace_options.{name}" for name in ("network", "ipc")}
 SAMPLES: dict[str, object] = {
@@ -176,7 +178,8 @@ LEAVES = [
     (path, one)
     for path, one in leaves(pb.ContainerConfig.DESCRIPTOR)
     if not any(
-        path == known or path.startswith(f"{known}.") for known in OF_THE_CLIENT | OF_THE_PROCESS_PLAN | OF_THE_POD
+        path == known or path.startswith(f"{known}.")
+        for known in OF_THE_CLIENT | OF_THE_PROCESS_PLAN | OF_THE_VOLUMES | OF_THE_POD
     )
 ]
 
