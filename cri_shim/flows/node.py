@@ -62,7 +62,7 @@ class Node:
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
             runtime_handlers=self._runtime_handlers(),
-            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
             info=info,
         )
 

@@ -14,7 +14,12 @@ from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, Json, MountSource, Propagation
 from cri_shim.spec.paths import rooted
 
+_SHOWN = 100
 _OF_KERNEL = ("nosuid", "noexec", "nodev")
+_ACCESS_TIMES = ("noatime", "relatime", "strictatime")
+"""Of these a mount has one."""
+_MOUNT_OPTIONS = ("noexec", "nosuid", "nodev", "nodiratime", *_ACCESS_TIMES)
+"""What `Mount.mount_options` may name: what takes rights away, or none. `ro` has a field of its own."""
 _PROPAGATION_OPTION = {
     pb.MountPropagation.PROPAGATION_PRIVATE: "rprivate",
     pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
@@ -85,7 +90,22 @@ def _asked(mount: pb.Mount, found: ContainerFacts) -> Json:
     access = "rw"
     if mount.readonly:
         access = "rro" if mount.recursive_read_only else "ro"
-    return bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], *source.restrictions, access))
+    options = dict.fromkeys((*source.restrictions, *_mount_options(mount)))
+    return bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], *options, access))
+
+
+def _mount_options(mount: pb.Mount) -> Sequence[str]:
+    """The request's further options of the mount. As with `readonly`, mounts below it keep their own."""
+    for option in mount.mount_options:
+        if option not in _MOUNT_OPTIONS:
+            msg = f"mounts: mount_options {option[:_SHOWN]!r} of {mount.container_path} is not supported"
+            hint = "use readonly" if option in {"ro", "rw"} else f"there are {', '.join(_MOUNT_OPTIONS)}"
+            raise InvalidArgument(msg, hint=hint)
+    times = sorted({option for option in mount.mount_options if option in _ACCESS_TIMES})
+    if len(times) > 1:
+        msg = f"mounts: mount_options {' and '.join(times)} of {mount.container_path} exclude each other"
+        raise InvalidArgument(msg)
+    return mount.mount_options
 
 
 def _target(mount: pb.Mount) -> str:

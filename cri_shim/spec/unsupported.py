@@ -113,7 +113,6 @@ class _MountRule:
 
 
 _MOUNT_RULES = (
-    _MountRule("mount_options", lambda m, _: bool(m.mount_options), _NOT_YET),
     _MountRule("selinux_relabel", lambda m, h: m.selinux_relabel and h.selinux, f"SELinux labels: {_NOT_YET}"),
     _MountRule("uidMappings", lambda m, _: bool(m.uidMappings), f"an idmapped mount {_NOT_YET}"),
     _MountRule("gidMappings", lambda m, _: bool(m.gidMappings), f"an idmapped mount {_NOT_YET}"),

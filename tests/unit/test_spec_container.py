@@ -109,6 +109,7 @@ OF_THE_POD = {f"linux.security_context.namespace_options.{name}" for name in ("n
 SAMPLES: dict[str, object] = {
     "mounts.container_path": "/target",
     "mounts.host_path": "/private",
+    "mounts.mount_options": ["noexec"],
     "devices.container_path": "/dev/mine",
     "devices.host_path": "/dev/d",
     "devices.permissions": "r",
@@ -325,6 +326,28 @@ class TestMounts:
         targets = [mount["destination"] for mount in build(self.asked("/dev"))["mounts"]]
         assert "/dev/pts" not in targets
         assert targets.index("/dev") < targets.index("/dev/shm")
+
+    def test_mount_options(self) -> None:
+        source = MountSource("/real/src", Propagation.SHARED, ("nosuid", "nodev"))
+        found = dataclasses.replace(FOUND, sources={"/src": source})
+        asked = self.asked("/t", mount_options=["noexec", "nodev", "noatime", "noexec"], readonly=True)
+        options = mounted(build(asked, found=found), "/t")["options"]
+        assert options == ["rbind", "rprivate", "nosuid", "nodev", "noexec", "noatime", "ro"]
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["exec"], "mount_options 'exec' of /t is not supported; there are noexec"),
+            (["nodev", "ro"], "mount_options 'ro' of /t is not supported; use readonly"),
+            (["rshared"], "mount_options 'rshared'"),
+            (["noexec,suid"], "mount_options 'noexec,suid'"),
+            ([""], "mount_options ''"),
+            (["relatime", "nodev", "noatime"], "mount_options noatime and relatime of /t exclude each other"),
+        ],
+    )
+    def test_mount_options_that_are_not_given(self, options: list[str], words: str) -> None:
+        with pytest.raises(InvalidArgument, match=words):
+            build(self.asked("/t", mount_options=options))
 
     def test_parents_come_first(self) -> None:
         paths = ["/a/b/c", "/a", "/z/y", "/a/b"]
