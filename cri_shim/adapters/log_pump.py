@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.crilog import LineSplitter, Stream
 
 _BATCH: Final = 64 * 1024
@@ -55,12 +56,16 @@ class LogFile:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn)
 
     def reopen(self) -> None:
-        """Entries written from now on go to the file that is at the path then; on OSError to the old one, as before."""
+        """Entries written from now on go to the file that is at the path then; on OSError to the old one, as before.
+
+        FailedPrecondition when it is closed: nothing would make the file, and who renamed the old one has to know.
+        """
         if self._path is None:
             return
         with self._lock:
             if self._fd < 0:
-                return
+                msg = f"the log {self._path} is closed: the container has ended"
+                raise FailedPrecondition(msg)
             fd, self._fd = self._fd, _open_log(self._path)
             os.close(fd)
 

@@ -85,6 +85,19 @@ _ARGUMENTS: Final = """
 """
 
 
+# digits(value): where its decimal digits begin, NUL-terminated at 512.
+_DIGITS: Final = """
+  (func $digits (param $value i32) (result i32) (local $at i32)
+    (local.set $at (i32.const 512))
+    (loop $next
+      (local.set $at (i32.sub (local.get $at) (i32.const 1)))
+      (i32.store8 (local.get $at) (i32.add (i32.rem_u (local.get $value) (i32.const 10)) (i32.const 48)))
+      (local.set $value (i32.div_u (local.get $value) (i32.const 10)))
+      (br_if $next (local.get $value)))
+    (local.get $at))
+"""
+
+
 def _guest(imports: str, body: str, *, pages: str = "1", parts: str = "") -> str:
     """A module with WASI functions by name and a memory."""
     lines = [f'(import "{_WASI}" "{name}" (func ${name} {_IMPORTS[name]}))' for name in imports.split()]
@@ -269,21 +282,13 @@ PROGRAMS: Final = {
     ),
     "count": _guest(
         "fd_write poll_oneoff",
-        """(func $digits (param $value i32) (result i32) (local $at i32)
-          (local.set $at (i32.const 512))
-          (loop $next
-            (local.set $at (i32.sub (local.get $at) (i32.const 1)))
-            (i32.store8 (local.get $at) (i32.add (i32.rem_u (local.get $value) (i32.const 10)) (i32.const 48)))
-            (local.set $value (i32.div_u (local.get $value) (i32.const 10)))
-            (br_if $next (local.get $value)))
-          (local.get $at))
-        (func (export "_start") (local $number i32)
+        """(func (export "_start") (local $number i32)
           (loop $again
             (call $line (i32.const 1) (i32.const 0) (i32.const 0) (call $digits (local.get $number)))
             (drop (call $sleep (i64.const 20000000)))
             (local.set $number (i32.add (local.get $number) (i32.const 1)))
             (br $again)))""",
-        parts=_WRITE + _STRINGS + _SLEEP,
+        parts=_WRITE + _STRINGS + _SLEEP + _DIGITS,
     ),
 }
 """`exit CODE`; `say OUT ERR`; `reveal WORD...` prints `arg WORD` and `env NAME=VALUE`; `wait`; `count`."""
@@ -312,6 +317,19 @@ def floods(lines: int) -> str:
             (local.set $left (i32.sub (local.get $left) (i32.const 1)))
             (br_if $next (local.get $left))))""",
         parts=_WRITE,
+    )
+
+
+def counts(last: int) -> str:
+    """Prints the numbers from 1 to `last`, a line each, as fast as it can."""
+    return _guest(
+        "fd_write",
+        f"""(func (export "_start") (local $number i32)
+          (loop $next
+            (local.set $number (i32.add (local.get $number) (i32.const 1)))
+            (call $line (i32.const 1) (i32.const 0) (i32.const 0) (call $digits (local.get $number)))
+            (br_if $next (i32.lt_u (local.get $number) (i32.const {last})))))""",
+        parts=_WRITE + _STRINGS + _DIGITS,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.adapters.log_pump import LogFile, LogPump
+from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.crilog import Stream
 
 
@@ -153,6 +154,17 @@ def test_failed_reopen_leaves_no_file_and_the_old_log_goes_on(pump: LogPump, tmp
     writer.end()
     assert contents(moved / "log") == [("stdout", "F", "still here")]
     assert not directory.exists()
+
+
+def test_a_log_that_is_closed_is_not_reopened(pump: LogPump, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    writer = Writer(pump, path)
+    os.write(writer.out, b"all\n")
+    writer.end()
+    path.unlink()
+    with pytest.raises(FailedPrecondition, match="is closed: the container has ended"):
+        writer.log.reopen()
+    assert not path.exists()
 
 
 def test_no_log_path_drains_all_the_same(pump: LogPump) -> None:
