@@ -19,10 +19,12 @@ from typing import Any
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.layer_usage import LayerSizes
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.registry import Registry
+from cri_shim.adapters.stats import StatsReader
 from cri_shim.adapters.store import Store
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.config import Config, as_dict
@@ -53,6 +55,8 @@ from cri_shim.flows.pod_remove import RemovePod
 from cri_shim.flows.pod_run import RunPod
 from cri_shim.flows.pod_stop import StopPod
 from cri_shim.flows.recover import Recover
+from cri_shim.flows.sampler import Sampler
+from cri_shim.flows.stats import Stats
 from cri_shim.kernel import caps
 from cri_shim.loader import HandlerOptions, default_handler
 from cri_shim.log import get_logger
@@ -100,6 +104,7 @@ class Flows:
     recovery: Recover
     networks: tuple[NetworkWatch, SettleNetworks]
     images: ImageFlows
+    sampler: Sampler
 
     @classmethod
     def build(cls, base: Base, options: Mapping[str, HandlerOptions]) -> Flows:
@@ -123,6 +128,8 @@ class Flows:
             node=base.node,
             clock=pods.run.clock,
         )
+        reader, layers = StatsReader(base.cgroups.host), LayerSizes(base.layout)
+        stats = Stats(base.store, base.layout, handlers, base.driver, reader, layers)
         runtime: dict[str, Flow] = {
             "Version": node.version,
             "Status": node.status,
@@ -141,6 +148,10 @@ class Flows:
             "ContainerStatus": containers.query.status,
             "ReopenContainerLog": containers.reopen_log,
             "ExecSync": containers.exec_sync,
+            "ContainerStats": stats.container,
+            "ListContainerStats": stats.list_containers,
+            "PodSandboxStats": stats.pod,
+            "ListPodSandboxStats": stats.list_pods,
         }
         running = (
             pods.run.runs,
@@ -150,18 +161,21 @@ class Flows:
             containers.start.starts,
             containers.remove.removals,
         )
-        return cls(runtime, images.methods, handlers, exits, running, recovery, (watch, settle), images)
+        networks, sampler = (watch, settle), Sampler(stats)
+        return cls(runtime, images.methods, handlers, exits, running, recovery, networks, images, sampler)
 
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""
         await self.images.repair()
         await self.recovery.run()
+        self.sampler.start()
         watch, settle = self.networks
         await settle.run()
         await watch.start()
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
+        await self.sampler.aclose()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await asyncio.gather(*(group.drain() for group in self.running))

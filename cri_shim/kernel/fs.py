@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -116,15 +116,17 @@ def _hoist_children(name: str, top: int, device: int) -> None:
     os.rmdir(name, dir_fd=top)
 
 
-def usage(path: Path) -> tuple[int, int]:
+def usage(path: Path, pause: Callable[[], object] = lambda: None) -> tuple[int, int]:
     """Allocated bytes and number of inodes at and below `path`; hard links count once, gone is (0, 0).
 
-    What vanishes meanwhile, or lies deeper than a path may be long, is left out.
+    What vanishes meanwhile, or lies deeper than a path may be long, is left out. `pause` is called before each
+    directory.
     """
     total, inodes = 0, 0
     seen: set[tuple[int, int]] = set()
     pending = [os.fspath(path)]
     while pending:
+        pause()
         directory = pending.pop()
         with contextlib.suppress(OSError):
             for status in _statuses(directory, pending):

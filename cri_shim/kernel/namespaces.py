@@ -210,3 +210,17 @@ def run_in_netns(path: Path, function: Callable[[], T]) -> T:
         return function()
 
     return threads.call_in_new_thread(body)
+
+
+def visit_netns(paths: Sequence[Path], function: Callable[[], T]) -> list[T | None]:
+    """Run `function` inside each of the network namespaces, all in one throw-away thread. None for one that is gone."""
+
+    def visit(path: Path) -> T | None:
+        try:
+            with _opened(path) as fd:
+                libc.setns(fd, libc.CLONE_NEWNET)
+            return function()
+        except (FailedPrecondition, OSError):
+            return None
+
+    return threads.call_in_new_thread(lambda: [visit(path) for path in paths]) if paths else []

@@ -111,6 +111,16 @@ class ExecRequest:
     stderr: int
 
 
+@dataclass(frozen=True, slots=True)
+class HandlerStats:
+    """What a container uses that is in no cgroup of its own. In ns of CPU since its start, and in bytes."""
+
+    cpu_ns: int
+    memory: int
+    memory_limit: int
+    """0 = none."""
+
+
 class ExecSession(Protocol):
     """One exec'ed process."""
 
@@ -168,6 +178,13 @@ class Handler(Protocol):
 
     def info(self, container_id: ContainerId) -> Mapping[str, object]:
         """What verbose status shows: JSON values, from memory."""
+        ...
+
+    def stats(self, container_id: ContainerId) -> HandlerStats | None:
+        """What a container uses, from memory; None when its cgroup tells, or it was never started.
+
+        After its end the CPU time stays what it was, and the memory is 0.
+        """
         ...
 
     async def aclose(self) -> None:

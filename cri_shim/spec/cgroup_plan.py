@@ -51,6 +51,14 @@ def cgroup_dir(parent: str, container_id: str, driver: Driver) -> str:
     return _join(parent, container_id)
 
 
+def pod_dir(parent: str, driver: Driver) -> str:
+    """The directory that the kubelet made for the pod; empty where `parent` names none of the pod's own."""
+    _check_form(parent, driver)
+    if driver is Driver.SYSTEMD:
+        return _expand_slice(_slice_name(parent)) if parent else ""
+    return _join(parent)
+
+
 def monitor_dir(parent: str, container_id: str, driver: Driver) -> str:
     """The directory of the container's conmon, beside the container's own (a scope with systemd)."""
     _check_form(parent, driver)
@@ -91,5 +99,5 @@ def _expand_slice(name: str) -> str:
     return "/".join("-".join(parts[:depth]) + _SLICE for depth in range(1, len(parts) + 1))
 
 
-def _join(parent: str, name: str) -> str:
-    return "/".join([*(part for part in parent.split("/") if part not in {"", "."}), name])
+def _join(parent: str, *names: str) -> str:
+    return "/".join([*(part for part in parent.split("/") if part not in {"", "."}), *names])

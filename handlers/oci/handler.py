@@ -28,7 +28,7 @@ from cri_shim.kernel import pidfd, process
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
 from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound
-from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, Kind, Started
+from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, HandlerStats, Kind, Started
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.spec import container as spec
 from cri_shim.spec.facts import HostFacts
@@ -173,6 +173,11 @@ class OciHandler:
             "runtime": self._runtime.program,
             "bundle": str(supervised.launch.files.bundle),
         }
+
+    def stats(self, container_id: ContainerId) -> HandlerStats | None:
+        """See `Handler`."""
+        del container_id
+        return None
 
     async def aclose(self) -> None:
         """Stop watching; every container runs on."""

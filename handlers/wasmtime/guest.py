@@ -28,6 +28,7 @@ from handlers.wasmtime.ending import Ending, exit_from
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
+from handlers.wasmtime.meter import Meter
 from handlers.wasmtime.output import Output
 from handlers.wasmtime.wasi import wasi_config
 
@@ -88,6 +89,7 @@ class Guest:
         self._defect = ""
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
         self.output: Output | None = None
+        self.meter = Meter()
         self.clock_base = 0
 
     def start(self) -> None:
@@ -125,6 +127,8 @@ class Guest:
 
     def _run(self) -> None:
         with ExitStack() as resources:
+            self.meter.begin()
+            resources.callback(self.meter.end)
             try:
                 linked = self._link(resources)
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
@@ -135,6 +139,7 @@ class Guest:
             self._told.started(time.time_ns())
             ending = self._execute(linked)
             self._exit = exit_from(ending, time.time_ns())
+            self.meter.end()
             linked.store.close()  # and with it the engine's ends of the pipes
             if ending.trap and ending.signal is None:
                 linked.output.say(ending.trap)
@@ -204,6 +209,7 @@ class Guest:
         try:
             exports = linked.module.instantiate(store).exports(store)
             memory = exports.get("memory")
+            self.meter.attach(store, memory)
             if linked.initialize:
                 _call(store, exports[_INITIALIZE])
             _call(store, exports[self._spec.entry.function])

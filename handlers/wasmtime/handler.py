@@ -23,7 +23,7 @@ from cri_shim.adapters.log_pump import LogPump
 from cri_shim.kernel import fs
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
-from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, Kind, Started
+from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, HandlerStats, Kind, Started
 from cri_shim.model.ids import SHORT, ContainerId
 from handlers.wasmtime import preopens
 from handlers.wasmtime.cache import ModuleCache
@@ -198,6 +198,14 @@ class WasmtimeHandler:
             "nice": spec.nice,
             "droppedLogBytes": output.log.dropped if output is not None else 0,
         }
+
+    def stats(self, container_id: ContainerId) -> HandlerStats | None:
+        """See `Handler`."""
+        container = self._containers.get(container_id)
+        if container is None or container.guest is None:
+            return None
+        metered = container.guest.meter.read()
+        return HandlerStats(metered.cpu_ns, metered.memory, container.spec.memory_limit)
 
     async def aclose(self) -> None:
         """End all modules, which cannot outlive the daemon; the next one reports them."""

@@ -146,6 +146,9 @@ SLEEP: Final = _guest(
 )
 """Prints a line and sleeps for an hour."""
 
+GROWN: Final = SLEEP.replace('(func (export "_start")', '(func (export "_start") (drop (memory.grow (i32.const 256)))')
+"""The same with 16 MiB more."""
+
 RECURSE: Final = _guest(
     "",
     """(func $down (param $depth i64) (result i64)
