@@ -74,6 +74,7 @@ def _site(make_daemon: MakeDaemon, tmp_path: Path, *, check: bool) -> Iterator[S
         made = Site(daemon, cri, tmp_path)
         made.configure()
         yield made
+        made.condition()  # Status waits for what the daemon asks its runtimes at each start
 
 
 def test_the_network_is_ready_when_its_plugins_say_so(site: Site) -> None:

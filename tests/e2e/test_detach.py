@@ -66,6 +66,7 @@ def site(make_daemon: MakeDaemon, busybox: str, tmp_path_factory: pytest.TempPat
         cri.pull(busybox)
         yield Site(daemon, cri, programs, busybox)
         programs.heal()
+        cri.runtime.Status(pb.StatusRequest())  # it waits for what the daemon asks its runtimes at each start
     assert "Traceback" not in daemon.log.read_text()
 
 
