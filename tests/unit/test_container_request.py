@@ -1,0 +1,47 @@
+"""Annotations of a container's request: which of them the runtime sees, and which ask for devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from cri_shim.model.errors import Unimplemented
+from cri_shim.model.handler import Kind
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.cgroup_plan import Driver
+from cri_shim.spec.container_request import passed_annotations
+from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS, Decision, HandlerRules
+from cri_shim.spec.facts import HostFacts
+from cri_shim.spec.unsupported import refuse_unsupported
+
+POD = pb.PodSandboxConfig(annotations={"io.katacontainers.a": "pod", "both": "pod", "listen": "x", "other": "pod"})
+CONTAINER = pb.ContainerConfig(annotations={"both": "container", "io.katacontainers.b": "container"})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "passed"),
+    [
+        ((), {}),
+        (("io.katacontainers.*",), {"io.katacontainers.a": "pod", "io.katacontainers.b": "container"}),
+        (("both",), {"both": "container"}),
+        (("*",), {**POD.annotations, **CONTAINER.annotations}),
+    ],
+)
+def test_the_runtime_sees_what_the_handler_lets_through(allowed: tuple[str, ...], passed: Mapping[str, str]) -> None:
+    rules = HandlerRules("kata", Kind.LINUX, allowed_annotations=allowed)
+    assert passed_annotations(CONTAINER, POD, rules, Decision("kata", wasm=False, reason="")) == passed
+
+
+def test_a_runtime_that_runs_wasm_itself_is_told_to() -> None:
+    rules = HandlerRules("crun", Kind.LINUX, allowed_annotations=DEFAULT_ALLOWED_ANNOTATIONS)
+    for handler, told in (("crun", {"run.oci.handler": "wasm"}), ("wasm", {})):
+        config, pod = pb.ContainerConfig(), pb.PodSandboxConfig()
+        assert passed_annotations(config, pod, rules, Decision(handler, wasm=True, reason="")) == told
+
+
+def test_devices_by_annotation_are_refused() -> None:
+    host = HostFacts("1.0.2", frozenset(), lowest_oom_score_adj=0, cgroup_version=2, cgroup_driver=Driver.CGROUPFS)
+    refuse_unsupported(pb.ContainerConfig(annotations={"cdi.k8s.io": "no prefix"}), host)
+    with pytest.raises(Unimplemented, match=r"annotations: cdi\.k8s\.io/"):
+        refuse_unsupported(pb.ContainerConfig(annotations={"cdi.k8s.io/vendor": "v/c=d"}), host)
