@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec import cgroup_plan, devices, mounts, namespaces, resources, security
+from cri_shim.spec import cdi, cgroup_plan, devices, mounts, namespaces, resources, security
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.runtime_annotations import runtime_annotations
 from cri_shim.spec.unsupported import refuse_unsupported
@@ -19,7 +19,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     refuse_unsupported(plan.config, host)
     wanted = plan.config.linux.security_context
     propagation = mounts.rootfs_propagation(plan.config.mounts)
-    return {
+    document = {
         "ociVersion": host.oci_version,
         "process": _process(plan, host),
         "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
@@ -34,6 +34,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
             **_present("rootfsPropagation", propagation),
         },
     }
+    return cdi.apply(document, found.cdi) if cdi.device_names(plan.config) else document
 
 
 def clamped(plan: ContainerPlan, host: HostFacts) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cri_shim.spec.cdi import Edits
 from cri_shim.spec.cgroup_plan import Driver
 
 Json = dict[str, Any]
@@ -80,3 +81,5 @@ class ContainerFacts:
     """By `Device.host_path`, as given; a directory gives every device below it. `/dev` for a privileged container."""
     seccomp: Json | None = None
     """The content of a Localhost profile."""
+    cdi: Edits = field(default_factory=Edits)
+    """What the request's CDI devices change; every device node has its type and numbers."""

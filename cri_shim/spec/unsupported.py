@@ -17,8 +17,6 @@ from cri_shim.spec.security import apparmor_profile, seccomp_profile
 _RRO_PREFIX = "RROUnsupported"
 """The kubelet turns an error that starts like this into a condition of its own (CRI v1, `recursive_read_only`)."""
 
-_CDI_ANNOTATION = "cdi.k8s.io/"
-
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -55,12 +53,6 @@ _NOT_YET = "is not supported by this version"
 _LISTED = "linux.security_context"
 
 _CONTAINER_RULES = (
-    _Rule("CDI_devices", lambda c, _: bool(c.CDI_devices), _NOT_YET),
-    _Rule(
-        "annotations",
-        lambda c, _: any(k.startswith(_CDI_ANNOTATION) for k in c.annotations),
-        f"{_CDI_ANNOTATION}* {_NOT_YET}",
-    ),
     _Rule(
         f"{_LISTED}.namespace_options.userns_options.mode",
         lambda c, _: _userns(c) not in {pb.NamespaceMode.POD, pb.NamespaceMode.NODE},

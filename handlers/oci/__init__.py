@@ -36,6 +36,8 @@ class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What a pod may set, and what is passed on to the runtime: names or globs."""
     container_handlers: tuple[str, ...] = ()
     """Handlers that a container of such a pod may ask for by annotation."""
+    cdi_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    """Where CDI spec files are, read for each container that names a CDI device; later ones win."""
     wasm: Literal["executor", "native", "off"] = "off"
     """Who runs a Wasm image: the first handler of kind wasmtime, the runtime's own engine, nobody."""
 
@@ -61,4 +63,6 @@ def make(name: str, options: OciOptions, context: HandlerContext) -> OciHandler:
         pin=context.layout.mount_namespaces / name,
         systemd_cgroup=systemd,
     )
-    return OciHandler(name, runtime, Monitors(context.conmon, runtime, context.cgroups), context)
+    monitors = Monitors(context.conmon, runtime, context.cgroups)
+    cdi_dirs = [Path(directory) for directory in options.cdi_dirs]
+    return OciHandler(name, runtime, monitors, context, cdi_dirs=cdi_dirs)

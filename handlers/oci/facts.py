@@ -14,12 +14,14 @@ from typing import Final
 
 import msgspec
 
+from cri_shim.adapters import cdi
 from cri_shim.adapters.cgroups import Version
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.oci_runtime import Identity
 from cri_shim.kernel import mounts
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.cdi import Edits, device_names
 from cri_shim.spec.devices import HOST_DEVICES
 from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json, MountSource, Propagation
 from cri_shim.spec.security import seccomp_profile
@@ -51,7 +53,7 @@ def host_facts(identity: Identity, context: HandlerContext) -> HostFacts:
     )
 
 
-def container_facts(config: pb.ContainerConfig) -> ContainerFacts:
+def container_facts(config: pb.ContainerConfig, cdi_dirs: Sequence[Path]) -> ContainerFacts:
     """What the configuration of one container names on the host. FailedPrecondition for what is not there."""
     devices = {device.host_path: tuple(_devices(device.host_path)) for device in config.devices}
     if config.linux.security_context.privileged:
@@ -60,6 +62,7 @@ def container_facts(config: pb.ContainerConfig) -> ContainerFacts:
         sources=_sources(config.mounts),
         devices=devices,
         seccomp=_localhost_profile(config.linux.security_context),
+        cdi=cdi.edits(names, cdi_dirs) if (names := device_names(config)) else Edits(),
     )
 
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import signal as signals
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -57,12 +57,22 @@ class OciHandler:
 
     kind = Kind.LINUX
 
-    def __init__(self, name: str, runtime: OciRuntime, monitors: Monitors, context: HandlerContext) -> None:
+    def __init__(
+        self,
+        name: str,
+        runtime: OciRuntime,
+        monitors: Monitors,
+        context: HandlerContext,
+        *,
+        cdi_dirs: Sequence[Path] = (),
+    ) -> None:
+        """Of `cdi_dirs` the later ones win."""
         self.name = name
         self.features = Features()
         self._runtime = runtime
         self._monitors = monitors
         self._context = context
+        self._cdi_dirs = cdi_dirs
         self._containers: dict[ContainerId, _Container] = {}
         self._host: HostFacts | None = None
         self._clamped: set[str] = set()
@@ -202,7 +212,7 @@ class OciHandler:
         launch = _launch_of(plan)
         if plan.rootfs is None:
             self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
-        found = facts.container_facts(plan.config)
+        found = facts.container_facts(plan.config, self._cdi_dirs)
         document = spec.build(plan, self._host, found)
         self._say_what_was_clamped(plan)
         launch.files.config.write_bytes(msgspec.json.encode(document))

@@ -109,6 +109,7 @@ OF_THE_POD = {f"linux.security_context.namespace_options.{name}" for name in ("n
 SAMPLES: dict[str, object] = {
     "mounts.container_path": "/target",
     "mounts.host_path": "/private",
+    "CDI_devices.name": "no/kind",
     "mounts.mount_options": ["noexec"],
     "devices.container_path": "/dev/mine",
     "devices.host_path": "/dev/d",
