@@ -1,4 +1,4 @@
-"""Annotations of a container's request: which of them the runtime sees, and which ask for devices."""
+"""Annotations of a container's request: which of them the runtime sees."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from cri_shim.model.errors import Unimplemented
 from cri_shim.model.handler import Kind
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.container_request import passed_annotations
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS, Decision, HandlerRules
-from cri_shim.spec.facts import HostFacts
-from cri_shim.spec.unsupported import refuse_unsupported
 
 POD = pb.PodSandboxConfig(annotations={"io.katacontainers.a": "pod", "both": "pod", "listen": "x", "other": "pod"})
 CONTAINER = pb.ContainerConfig(annotations={"both": "container", "io.katacontainers.b": "container"})
@@ -38,10 +34,3 @@ def test_a_runtime_that_runs_wasm_itself_is_told_to() -> None:
     for handler, told in (("crun", {"run.oci.handler": "wasm"}), ("wasm", {})):
         config, pod = pb.ContainerConfig(), pb.PodSandboxConfig()
         assert passed_annotations(config, pod, rules, Decision(handler, wasm=True, reason="")) == told
-
-
-def test_devices_by_annotation_are_refused() -> None:
-    host = HostFacts("1.0.2", frozenset(), lowest_oom_score_adj=0, cgroup_version=2, cgroup_driver=Driver.CGROUPFS)
-    refuse_unsupported(pb.ContainerConfig(annotations={"cdi.k8s.io": "no prefix"}), host)
-    with pytest.raises(Unimplemented, match=r"annotations: cdi\.k8s\.io/"):
-        refuse_unsupported(pb.ContainerConfig(annotations={"cdi.k8s.io/vendor": "v/c=d"}), host)
