@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import fs, mounts, process
 from cri_shim.model.errors import CriShimError
 
@@ -30,20 +31,33 @@ async def has_recursive_read_only(
     `runtime` is the program with its global flags, `enter` as in `kernel.process.run`. Names follow from `bundle`, so
     what a killed daemon has left of its own probe is removed by the next one.
     """
+    # To the end, whoever is cancelled: it takes a twentieth of a second, and half a probe would stay on the node.
+    return await to_the_end(_probe(runtime, bundle, spec_version, enter))
+
+
+async def _probe(runtime: Sequence[str], bundle: Path, spec_version: str, enter: Callable[[], None] | None) -> bool:
     name = f"cri-shim-probe-{hashlib.sha256(bytes(bundle)).hexdigest()[:16]}"
     await _remove(runtime, bundle, name, enter)
     try:
         with contextlib.suppress(CriShimError, OSError, ValueError, TimeoutError):
             await asyncio.to_thread(_write_bundle, bundle, runtime[0], spec_version)
             create = [*runtime, "create", f"--bundle={bundle}", f"--pid-file={bundle}/pid", name]
-            # Not `run`: the container that was made would hold the pipes of its output open.
-            child = await asyncio.to_thread(process.spawn, create, enter=enter)
-            async with asyncio.timeout(_SECONDS):
-                created = await child.wait() == 0
-            return created and await asyncio.to_thread(_is_read_only, bundle / "pid")
+            return await _create(create, enter) and await asyncio.to_thread(_is_read_only, bundle / "pid")
         return False
     finally:
         await _remove(runtime, bundle, name, enter)
+
+
+async def _create(argv: Sequence[str], enter: Callable[[], None] | None) -> bool:
+    # Not `run`: the container that is made would hold the pipes of its output open.
+    child = await asyncio.to_thread(process.spawn, argv, enter=enter)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await child.wait() == 0
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+        raise
 
 
 async def _remove(runtime: Sequence[str], bundle: Path, name: str, enter: Callable[[], None] | None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-async def to_the_end(steps: Coroutine[Any, Any, object]) -> None:
+async def to_the_end(steps: Coroutine[Any, Any, T]) -> T:
     """Await the steps; a cancellation that comes meanwhile takes effect after them."""
     task = asyncio.ensure_future(steps)
     cancelled = False
@@ -20,4 +22,4 @@ async def to_the_end(steps: Coroutine[Any, Any, object]) -> None:
             break
     if cancelled:
         raise asyncio.CancelledError
-    task.result()
+    return task.result()
