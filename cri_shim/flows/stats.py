@@ -16,7 +16,7 @@ from cri_shim.adapters.stats import ContainerTarget, PodTarget, StatsReader
 from cri_shim.adapters.store import Store
 from cri_shim.flows.entries import Entries
 from cri_shim.flows.handlers import Handlers
-from cri_shim.flows.lookup import existing_container, existing_pod, visible_containers
+from cri_shim.flows.lookup import existing_container, existing_pod
 from cri_shim.model.container import ContainerRecord, ContainerState
 from cri_shim.model.errors import InvalidArgument, Unavailable
 from cri_shim.model.ids import SHORT, ContainerId, PodId
@@ -79,8 +79,8 @@ class Stats:
 
     async def list_containers(self, request: pb.ListContainerStatsRequest) -> pb.ListContainerStatsResponse:
         """All containers that match every given field of the filter; one that does not run has attributes only."""
-        containers = self._containers.of(visible_containers(self.store))
-        found = await self._measure([each for each in containers if _container_matches(each, request.filter)])
+        visible = (each for each in self._made() if not each.record.infra)
+        found = await self._measure([each for each in visible if _container_matches(each, request.filter)])
         return pb.ListContainerStatsResponse(
             stats=[stats for stats in found if self.store.containers.get(ContainerId(stats.attributes.id)) is not None]
         )
@@ -115,6 +115,11 @@ class Stats:
     def _ready(self) -> list[_Pod]:
         return [pod for pod in self._pods.of(self.store.pods.values()) if pod.record.state is PodState.READY]
 
+    def _made(self) -> list[_Container]:
+        """All containers but those that are still being made."""
+        records = (each for each in self.store.containers.values() if each.state is not ContainerState.PENDING)
+        return self._containers.of(records)
+
     async def _measure(self, containers: Sequence[_Container]) -> list[pb.ContainerStats]:
         pods = {pod.record.id: pod for pod in self._pods.of(self.store.pods.values())}
         targets = [self._target(each.record, pods.get(each.record.pod_id)) for each in containers]
@@ -142,9 +147,8 @@ class Stats:
     def _members(self) -> dict[PodId, list[_Container]]:
         """The containers of each pod, the pod's own among them."""
         members: dict[PodId, list[_Container]] = {}
-        for record in self.store.containers.values():
-            if record.state is not ContainerState.PENDING:
-                members.setdefault(record.pod_id, []).append(_container(record))
+        for each in self._made():
+            members.setdefault(each.record.pod_id, []).append(each)
         return members
 
     def _pod_targets(

@@ -44,6 +44,11 @@ _UNLIMITED: Final = 1 << 62
 """v1 writes no limit as the largest page-aligned 63-bit number."""
 _NO_LIMIT: Final = "max"
 _NUMBER: Final = re.compile(r"[0-9]{1,20}")
+_ENTRY: Final = re.compile(
+    r"^(usage_usec|anon|inactive_file|pgfault|pgmajfault|total_rss|total_inactive_file|total_pgfault|total_pgmajfault)"
+    r" ([0-9]{1,20})$",
+    re.MULTILINE,
+)
 _PRESSURE: Final = re.compile(
     r"^(some|full) avg10=([0-9]{1,3}\.[0-9]{2}) avg60=([0-9]{1,3}\.[0-9]{2}) avg300=([0-9]{1,3}\.[0-9]{2})"
     r" total=([0-9]{1,20})$",
@@ -252,13 +257,8 @@ def _limit(text: str | None) -> int | None:
 
 
 def _table(text: str | None) -> dict[str, int]:
-    """Lines of a name and a number."""
-    table: dict[str, int] = {}
-    for line in (text or "").splitlines():
-        name, _, value = line.partition(" ")
-        if _NUMBER.fullmatch(value):
-            table[name] = _fitting(int(value))
-    return table
+    """Lines of a name and a number, as far as their names matter here."""
+    return {name: _fitting(int(value)) for name, value in _ENTRY.findall(text or "")}
 
 
 def _fitting(number: int) -> int:

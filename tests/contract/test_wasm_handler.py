@@ -346,3 +346,57 @@ async def test_verbose_status(bench: WasmBench) -> None:
     assert info["memoryLimit"] == 64 << 20
     assert msgspec.json.decode(msgspec.json.encode(info)) == info
     assert bench.handler.info(new_container_id()) == {}
+
+
+# What it uses.
+
+
+async def test_the_clock_of_a_busy_guest_and_the_memory_of_a_sleeping_one(bench: WasmBench) -> None:
+    created = bench.artifact(wasm.SLEEP)
+    await bench.handler.create(created)
+    assert bench.handler.stats(created.id) is None
+    busy = await bench.begin(bench.artifact(wasm.SPIN))
+    asleep = await bench.begin(bench.artifact(wasm.GROWN, linux=limited(64 << 20)))
+    await bench.said(asleep, "going to sleep")
+
+    def cpu(plan: ContainerPlan) -> int:
+        stats = bench.handler.stats(plan.id)
+        assert stats is not None
+        return stats.cpu_ns
+
+    await until(lambda: cpu(busy) > 50_000_000)
+    assert cpu(asleep) < 50_000_000
+    stats = bench.handler.stats(asleep.id)
+    assert stats is not None
+    assert (stats.memory, stats.memory_limit) == ((256 + 1) << 16, 64 << 20)
+    await bench.handler.kill(busy.id, signal.SIGKILL)
+    await bench.end_of(busy)
+    last = bench.handler.stats(busy.id)
+    assert last is not None
+    assert last.cpu_ns > 50_000_000
+    assert last.memory == 0
+    await asyncio.sleep(0.02)
+    assert bench.handler.stats(busy.id) == last
+
+
+async def test_figures_may_be_read_while_guests_end(bench: WasmBench) -> None:
+    """The engine's memory must not be touched once its store is closed."""
+    plans = [bench.artifact(wasm.HELLO if number % 2 else wasm.HOG, linux=limited(4 << 20)) for number in range(40)]
+    reading = True
+
+    def read() -> int:
+        seen = 0
+        while reading:
+            for plan in plans:
+                stats = bench.handler.stats(plan.id)
+                seen = max(seen, stats.memory if stats is not None else 0)
+        return seen
+
+    reader = asyncio.create_task(asyncio.to_thread(read))
+    for plan in plans:
+        await bench.begin(plan)
+    for plan in plans:
+        await bench.end_of(plan)
+    reading = False
+    assert await reader <= 4 << 20
+    assert all(stats is not None and stats.cpu_ns for stats in (bench.handler.stats(plan.id) for plan in plans))

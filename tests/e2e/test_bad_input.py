@@ -180,6 +180,8 @@ BY_ID = {
     "StopContainer": "container_id",
     "RemoveContainer": "container_id",
     "ContainerStatus": "container_id",
+    "ContainerStats": "container_id",
+    "PodSandboxStats": "pod_sandbox_id",
     "ExecSync": "container_id",
     "ReopenContainerLog": "container_id",
 }

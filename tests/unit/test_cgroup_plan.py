@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cri_shim.adapters.cgroups import CgroupHost, Cgroups, Version, host_from_mounts
 from cri_shim.kernel.mounts import parse_mountinfo
 from cri_shim.model.errors import InvalidArgument
-from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, cgroups_path_for_spec, monitor_dir, resolve_driver
+from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, cgroups_path_for_spec, monitor_dir, pod_dir, resolve_driver
 
 ID = "c0ffee"
 
@@ -43,6 +43,21 @@ def test_cgroupfs(parent: str, in_spec: str, directory: str, monitor: str) -> No
 def test_systemd(parent: str, in_spec: str, directory: str) -> None:
     assert cgroups_path_for_spec(parent, ID, Driver.SYSTEMD) == in_spec
     assert cgroup_dir(parent, ID, Driver.SYSTEMD) == directory
+
+
+@pytest.mark.parametrize(
+    ("parent", "driver", "directory"),
+    [
+        ("", Driver.CGROUPFS, ""),
+        ("/", Driver.CGROUPFS, ""),
+        ("/kubepods/pod1/", Driver.CGROUPFS, "kubepods/pod1"),
+        ("", Driver.SYSTEMD, ""),  # containers go to system.slice then, which is not the pod's
+        ("-.slice", Driver.SYSTEMD, ""),
+        ("a-b.slice", Driver.SYSTEMD, "a.slice/a-b.slice"),
+    ],
+)
+def test_the_pods_own(parent: str, driver: Driver, directory: str) -> None:
+    assert pod_dir(parent, driver) == directory
 
 
 @pytest.mark.parametrize(
