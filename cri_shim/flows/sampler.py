@@ -44,6 +44,6 @@ class Sampler:
                     await self.stats.missed.wait()
             try:
                 await self.stats.refresh()
-            except (CriShimError, OSError) as error:
+            except (CriShimError, OSError, RuntimeError) as error:  # RuntimeError: there can be no more threads
                 log.warning("cannot measure what containers use", error=str(error))
             await asyncio.sleep(_SOONEST_SECONDS)
