@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from cri_shim.adapters import mount_sources, rootfs
+from cri_shim.adapters import image_directories, mount_sources, rootfs
 from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.rootfs import RootfsFacts
 from cri_shim.adapters.store import Store
@@ -177,6 +177,11 @@ class CreateContainer:
         pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
         process = process_plan(asked.config, pod.hostname, asked.image, files.users)
         placed = await self.image_volumes.mount(record, asked.config)
+        if handler.kind is Kind.LINUX and root is not None and asked.image.config.volumes:
+            taken = [mount.container_path for mount in placed.mounts]
+            declared = asked.image.config.volumes
+            directories = await asyncio.to_thread(image_directories.make, self.layout, record.id, root, declared, taken)
+            placed = spec.with_directories(placed, directories)
         plan = ContainerPlan(
             id=record.id,
             pod=pod,

@@ -7,7 +7,7 @@ honour. Invariant: what these functions refuse, no handler could honour.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from cri_shim.spec.process import DEFAULT_PATH
 
 _SHOWN = 200
 """Characters of a path that an error shows."""
+_OF_KERNEL = ("/proc/", "/sys/", "/dev/")
+_OF_POD = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
 
 def container_name(config: pb.ContainerConfig, pod_id: PodId) -> ContainerName:
@@ -124,6 +126,28 @@ def adopted_plan(record: ContainerRecord, pod: PodContext, image: ImageRecord | 
         log_path=Path(record.log_path) if record.log_path else None,
         stop_signal=record.stop_signal,
     )
+
+
+def without_taken(places: Iterable[str], taken: Collection[str]) -> tuple[str, ...]:
+    """Of the VOLUMEs of an image those that get a directory; a mount of the request wins.
+
+    An image must not put a directory of its own where the kernel's file systems and the pod's files belong.
+    """
+    return tuple(
+        place for place in places if place not in {"/", *taken, *_OF_POD} and not f"{place}/".startswith(_OF_KERNEL)
+    )
+
+
+def with_directories(config: pb.ContainerConfig, directories: Mapping[str, Path]) -> pb.ContainerConfig:
+    """The request with writable mounts of these directories, by their places in the container, before its own."""
+    extended = pb.ContainerConfig()
+    extended.CopyFrom(config)
+    del extended.mounts[:]
+    extended.mounts.extend(
+        pb.Mount(container_path=place, host_path=str(directory)) for place, directory in directories.items()
+    )
+    extended.mounts.extend(config.mounts)
+    return extended
 
 
 def _check_mount(mount: pb.Mount) -> None:

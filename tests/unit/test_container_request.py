@@ -1,14 +1,15 @@
-"""Annotations of a container's request: which of them the runtime sees."""
+"""A container's request: which of its annotations the runtime sees, and what becomes of an image's VOLUMEs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from cri_shim.model.handler import Kind
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.container_request import passed_annotations
+from cri_shim.spec.container_request import passed_annotations, with_directories, without_taken
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS, Decision, HandlerRules
 
 POD = pb.PodSandboxConfig(annotations={"io.katacontainers.a": "pod", "both": "pod", "listen": "x", "other": "pod"})
@@ -34,3 +35,15 @@ def test_a_runtime_that_runs_wasm_itself_is_told_to() -> None:
     for handler, told in (("crun", {"run.oci.handler": "wasm"}), ("wasm", {})):
         config, pod = pb.ContainerConfig(), pb.PodSandboxConfig()
         assert passed_annotations(config, pod, rules, Decision(handler, wasm=True, reason="")) == told
+
+
+def test_volumes_of_an_image_where_something_else_belongs() -> None:
+    places = ("/data", "/", "/proc", "/proc/x", "/dev/shm", "/sys", "/etc/hosts", "/etc", "/process", "/mine")
+    assert without_taken(places, {"/mine", "/other"}) == ("/data", "/etc", "/process")
+
+
+def test_volumes_of_an_image_come_before_the_mounts_of_the_request() -> None:
+    config = pb.ContainerConfig(mounts=[pb.Mount(container_path="/a", host_path="/h", readonly=True)])
+    extended = with_directories(config, {"/v": Path("/volumes/0")})
+    assert list(extended.mounts) == [pb.Mount(container_path="/v", host_path="/volumes/0"), *config.mounts]
+    assert len(config.mounts) == 1
