@@ -33,6 +33,7 @@ from cri_shim.flows.container_query import QueryContainers
 from cri_shim.flows.container_remove import RemoveContainer
 from cri_shim.flows.container_start import StartContainer
 from cri_shim.flows.container_stop import StopContainer
+from cri_shim.flows.container_update import UpdateContainer
 from cri_shim.flows.exec_sync import ExecSync
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
@@ -54,6 +55,7 @@ from cri_shim.flows.pod_query import QueryPods
 from cri_shim.flows.pod_remove import RemovePod
 from cri_shim.flows.pod_run import RunPod
 from cri_shim.flows.pod_stop import StopPod
+from cri_shim.flows.pod_update import UpdatePod
 from cri_shim.flows.recover import Recover
 from cri_shim.flows.sampler import Sampler
 from cri_shim.flows.stats import Stats
@@ -146,6 +148,8 @@ class Flows:
             "RemoveContainer": containers.remove,
             "ListContainers": containers.query.list,
             "ContainerStatus": containers.query.status,
+            "UpdateContainerResources": containers.update,
+            "UpdatePodSandboxResources": pods.update,
             "ReopenContainerLog": containers.reopen_log,
             "ExecSync": containers.exec_sync,
             "ContainerStats": stats.container,
@@ -190,6 +194,7 @@ class _Pods:
     run: RunPod
     stop: StopPod
     remove: RemovePod
+    update: UpdatePod
     query: QueryPods
 
 
@@ -199,6 +204,7 @@ class _Containers:
     start: StartContainer
     stop: StopContainer
     remove: RemoveContainer
+    update: UpdateContainer
     query: QueryContainers
     reopen_log: ReopenContainerLog
     exec_sync: ExecSync
@@ -212,11 +218,13 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
     stop = StopContainer(store, handlers, exits)
     volumes = ImageVolumes(store, layout, collector, locks)
     missing_source = MissingSource(base.config.missing_mount_source)
+    remove = RemoveContainer(store, layout, handlers, stop, locks, collector, volumes, InFlight())
     containers = _Containers(
         create=CreateContainer(store, layout, handlers, infra, node, clock, locks, collector, volumes, missing_source),
         start=StartContainer(store, handlers, locks, clock, InFlight()),
         stop=stop,
-        remove=RemoveContainer(store, layout, handlers, stop, locks, collector, volumes, InFlight()),
+        remove=remove,
+        update=UpdateContainer(store, handlers, locks, remove.removals),
         query=QueryContainers(store, handlers),
         reopen_log=ReopenContainerLog(store, handlers),
         exec_sync=ExecSync(store, handlers),
@@ -226,6 +234,7 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
         run=RunPod(store, layout, base.network, handlers, infra, node, clock, base.driver),
         stop=stop_pod,
         remove=RemovePod(store, layout, stop_pod, containers.remove, InFlight()),
+        update=UpdatePod(store),
         query=QueryPods(store, infra),
     )
     return pods, containers

@@ -73,7 +73,7 @@ def _built_in() -> dict[str, dict[str, Any]]:
     if shutil.which("runc"):
         sections["runc"] = {"kind": "oci", "path": "runc"}
     if shutil.which("crun"):
-        sections["crun"] = {"kind": "oci", "path": "crun", "wasm": "executor"}
+        sections["crun"] = {"kind": "oci", "path": "crun", "wasm": "executor", "min_memory": 512_000}
     linux = next(iter(sections), "")
     sections["wasm"] = {"kind": "wasmtime", "linux_containers": linux}
     return sections

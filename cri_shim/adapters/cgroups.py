@@ -1,7 +1,8 @@
 """The containers' cgroups on v1, v2 and hybrid hosts: place a monitor, kill, remove, read.
 
-Not for limits: the OCI runtime writes them. Everything blocks and belongs into a thread. Invariant: only the directory
-of one container, and that of its monitor, is ever removed or killed; their parent belongs to the kubelet.
+Not for limits: the OCI runtime writes them, but for one that it may not be able to. Everything blocks and belongs into
+a thread. Invariant: only the directory of one container, and that of its monitor, is ever changed, removed or killed;
+their parent belongs to the kubelet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 
 from cri_shim.kernel import mounts
 from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, monitor_dir
+from cri_shim.spec.update import CpuSet
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _ACCOUNTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio")
@@ -177,6 +179,21 @@ class Cgroups:
                     found.update(map(int, (directory / "cgroup.procs").read_text().split()))
         return found - {0, os.getpid()}  # 0 is a process of another PID namespace
 
+    def inherited_cpuset(self, parent: str, container_id: str) -> CpuSet:
+        """The CPUs and memory nodes of the container's parent."""
+        root = self.host.controllers.get("cpuset")
+        if root is None:
+            return CpuSet("", "")
+        above = (root / cgroup_dir(parent, container_id, self.driver)).parent
+        suffix = ".effective" if self.host.version is Version.V2 else ""
+        cpus, mems = (_read_if_there(above / f"cpuset.{what}{suffix}").strip() for what in ("cpus", "mems"))
+        return CpuSet(cpus, mems)
+
+    def lift_cpu_quota(self, parent: str, container_id: str) -> None:
+        """What a runtime does for `cpu.quota` -1, for one that cannot. OSError when the kernel refuses."""
+        file, value = ("cpu.max", "max") if self.host.version is Version.V2 else ("cpu.cfs_quota_us", "-1")
+        (self.host.controllers["cpu"] / cgroup_dir(parent, container_id, self.driver) / file).write_text(value)
+
     def memory_limit(self, parent: str, container_id: str) -> int | None:
         """The container's memory limit in bytes; None when there is none."""
         file = "memory.max" if self.host.version is Version.V2 else "memory.limit_in_bytes"
@@ -193,10 +210,14 @@ class Cgroups:
         root = self.host.controllers.get("memory")
         if root is None:
             return ""
-        try:
-            return (root / cgroup_dir(parent, container_id, self.driver) / file).read_text()
-        except OSError:
-            return ""
+        return _read_if_there(root / cgroup_dir(parent, container_id, self.driver) / file)
+
+
+def _read_if_there(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _subtree(directory: Path) -> list[Path]:

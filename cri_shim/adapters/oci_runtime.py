@@ -14,10 +14,12 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from cri_shim.adapters.cgroups import CgroupHost, Version
 from cri_shim.adapters.runtime_probe import has_recursive_read_only
@@ -25,6 +27,7 @@ from cri_shim.kernel import mounts, namespaces, process
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal
 from cri_shim.model.ids import ContainerId
 from cri_shim.wire import oci_state
+from cri_shim.wire.oci_update import update_error
 
 _CALL_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 10.0
@@ -107,6 +110,12 @@ class OciRuntime:
         done = await self._call(log, "state", container_id)
         return done.returncode == 0 and oci_state.parse_state(done.stdout) == "running"
 
+    async def update(self, container_id: ContainerId, resources: Mapping[str, object], log: Path) -> None:
+        """Change limits: `resources` as `linux.resources` of the OCI runtime-spec; what is absent stays."""
+        done = await self._call(log, "update", "--resources=-", container_id, stdin=msgspec.json.encode(resources))
+        if done.returncode != 0:
+            raise update_error(oci_state.last_error(await asyncio.to_thread(_read_if_there, log)) or done.text())
+
     async def delete(self, container_id: ContainerId, log: Path) -> None:
         """Kill what runs, remove the runtime's state and the container's cgroup. Unknown = success."""
         if not await asyncio.to_thread((self.root / container_id).exists):
@@ -134,7 +143,10 @@ class OciRuntime:
             caller = await asyncio.to_thread(spawn) if enter else spawn()
             returncode = await _ended(caller, argv)
             if returncode == 0:
-                return process.adopt(int(await asyncio.to_thread(call.pid_file.read_bytes)))
+                child = process.adopt(int(await asyncio.to_thread(call.pid_file.read_bytes)))
+                # runc gives what the container was created with, though it may have been updated since.
+                process.set_oom_score_adj(child.pid, call.oom_score_adj)
+                return child
         failed = process.Completed(tuple(argv), returncode, b"", b"")
         raise await self._error("cannot exec in the container", failed, log, call.args)
 
@@ -147,9 +159,9 @@ class OciRuntime:
         written = await asyncio.to_thread(_read_if_there, log)
         return oci_state.runtime_error(what, oci_state.last_error(written) or done.text(), command)
 
-    async def _call(self, log: Path, *arguments: str) -> process.Completed:
+    async def _call(self, log: Path, *arguments: str, stdin: bytes = b"") -> process.Completed:
         argv = [self.program, *self.global_arguments(log), *arguments]
-        return await process.run(argv, timeout=_CALL_SECONDS, enter=await self._enter())
+        return await process.run(argv, stdin=stdin, timeout=_CALL_SECONDS, enter=await self._enter())
 
     async def _ask(self) -> Identity:
         said, features = await asyncio.gather(

@@ -41,7 +41,7 @@ from cri_shim.model.refs import find_images
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container_request as spec
 from cri_shim.spec import dispatch
-from cri_shim.spec.pod import context, shares_pid
+from cri_shim.spec.pod import context, current_config, shares_pid
 from cri_shim.spec.process import process_args, process_plan
 from cri_shim.spec.stop_signal import stop_signal
 from cri_shim.spec.users import UserDatabase
@@ -105,14 +105,14 @@ class CreateContainer:
         if record.infra:
             return self.infra.plan(pod)
         image = self.store.images.get(record.image_id)
-        pod_config = pb.PodSandboxConfig.FromString(pod.config)
+        pod_config = current_config(pod)
         return spec.adopted_plan(record, context(pod.id, pod_config, self.layout, self.node), image, self.layout)
 
     def _by_name(self, name: ContainerName) -> ContainerRecord | None:
         return next((c for c in self.store.containers.values() if c.name == name), None)
 
     def _resolve(self, pod: PodRecord, config: pb.ContainerConfig) -> _Asked:
-        pod_config = pb.PodSandboxConfig.FromString(pod.config)
+        pod_config = current_config(pod)
         spec.check(config, pod_config)
         image = self._image(pod, config)
         return _Asked(

@@ -13,6 +13,7 @@ from cri_shim.flows.lookup import existing_container, visible_containers
 from cri_shim.model.container import ContainerRecord, ContainerState
 from cri_shim.model.errors import CriShimError
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.container_request import current_resources
 from cri_shim.spec.stop_signal import signal_enum
 
 _STATES = {
@@ -55,7 +56,7 @@ class QueryContainers:
             annotations=config.annotations,
             mounts=with_image_refs(config, record.volumes),
             log_path=record.log_path,
-            resources=pb.ContainerResources(linux=config.linux.resources),
+            resources=pb.ContainerResources(linux=current_resources(record)),
             user=pb.ContainerUser(
                 linux=pb.LinuxContainerUser(
                     uid=record.user.uid, gid=record.user.gid, supplemental_groups=record.user.groups

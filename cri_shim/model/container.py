@@ -72,6 +72,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     name: ContainerName
     config: bytes
     """The `ContainerConfig` of the request, serialised."""
+    resources: bytes | None = None
+    """The `LinuxContainerResources` that hold since they were updated, serialised; None = those of `config`."""
     handler: str = ""
     decision: str = ""
     """Why that handler: shown in verbose status."""

@@ -152,6 +152,15 @@ class Handler(Protocol):
         """Run it. From now on the end is told to `HandlerContext.exited`, exactly once."""
         ...
 
+    async def update(
+        self, container_id: ContainerId, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
+    ) -> None:
+        """Change the limits of a created or running container; both are complete, 0 and empty = none.
+
+        On error those of `now` hold again, as far as the kernel lets them. Ended meanwhile = success.
+        """
+        ...
+
     async def kill(self, container_id: ContainerId, signal: int, *, everyone: bool = False) -> None:
         """Send a signal to the first process, or to every process. Not running = success."""
         ...

@@ -36,6 +36,10 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: PodName
     config: bytes
     """The `PodSandboxConfig` of the request, serialised."""
+    overhead: bytes | None = None
+    """`LinuxContainerResources` as last updated, serialised; None = as in `config`."""
+    resources: bytes | None = None
+    """Likewise for all containers of the pod together."""
     runtime_handler: str
     """As asked for; empty = the default."""
     handler: str

@@ -112,6 +112,13 @@ def passed_annotations(
     return result
 
 
+def current_resources(record: ContainerRecord) -> pb.LinuxContainerResources:
+    """The limits that hold: as last updated, else as asked for at first."""
+    if record.resources is not None:
+        return pb.LinuxContainerResources.FromString(record.resources)
+    return pb.ContainerConfig.FromString(record.config).linux.resources
+
+
 def adopted_plan(record: ContainerRecord, pod: PodContext, image: ImageRecord | None, layout: Layout) -> ContainerPlan:
     """The plan of a container that exists, from its record: its process is on disk with the handler, not here."""
     config = pb.ContainerConfig.FromString(record.config)

@@ -38,6 +38,8 @@ class HostFacts:
     selinux: bool = False
     recursive_read_only: bool = False
     """Runtime and kernel know recursive read-only bind mounts."""
+    min_memory: int = 0
+    """Bytes that a container of this handler needs at least, by configuration."""
 
 
 class Propagation(enum.Enum):

@@ -16,7 +16,7 @@ from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
-from cri_shim.model.pod import PodName
+from cri_shim.model.pod import PodName, PodRecord
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.paths import check_path
 
@@ -102,6 +102,16 @@ def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts) -> SandboxPlan:
         resolv_conf=resolv_conf(config.dns_config) if config.HasField("dns_config") else None,
         log_directory=config.log_directory,
     )
+
+
+def current_config(pod: PodRecord) -> pb.PodSandboxConfig:
+    """The request with the resources that were updated since."""
+    config = pb.PodSandboxConfig.FromString(pod.config)
+    if pod.overhead is not None:
+        config.linux.overhead.ParseFromString(pod.overhead)
+    if pod.resources is not None:
+        config.linux.resources.ParseFromString(pod.resources)
+    return config
 
 
 def context(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: NodeFacts) -> PodContext:

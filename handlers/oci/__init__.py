@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,7 +19,7 @@ from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
-from handlers.oci.handler import OciHandler
+from handlers.oci.handler import OciHandler, Settings
 
 
 class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +38,8 @@ class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Handlers that a container of such a pod may ask for by annotation."""
     cdi_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     """Where CDI spec files are, read for each container that names a CDI device; later ones win."""
+    min_memory: Annotated[int, msgspec.Meta(ge=0)] = 12 << 20
+    """Bytes; a lower memory limit is refused. runc's own process needs this much to start a container."""
     wasm: Literal["executor", "native", "off"] = "off"
     """Who runs a Wasm image: the first handler of kind wasmtime, the runtime's own engine, nobody."""
 
@@ -64,5 +66,5 @@ def make(name: str, options: OciOptions, context: HandlerContext) -> OciHandler:
         systemd_cgroup=systemd,
     )
     monitors = Monitors(context.conmon, runtime, context.cgroups)
-    cdi_dirs = [Path(directory) for directory in options.cdi_dirs]
-    return OciHandler(name, runtime, monitors, context, cdi_dirs=cdi_dirs)
+    cdi_dirs = tuple(Path(directory) for directory in options.cdi_dirs)
+    return OciHandler(name, runtime, monitors, context, Settings(cdi_dirs, options.min_memory))

@@ -34,7 +34,7 @@ _CONSOLE: Final = "console"
 _RESTRICTIONS: Final = (("nosuid", os.ST_NOSUID), ("nodev", os.ST_NODEV), ("noexec", os.ST_NOEXEC))
 
 
-def host_facts(identity: Identity, context: HandlerContext) -> HostFacts:
+def host_facts(identity: Identity, context: HandlerContext, min_memory: int) -> HostFacts:
     """What is the same for every container of a runtime."""
     host = context.cgroups.host
     return HostFacts(
@@ -50,6 +50,7 @@ def host_facts(identity: Identity, context: HandlerContext) -> HostFacts:
         apparmor=_first_character(Path("/sys/module/apparmor/parameters/enabled")) == "Y",
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         recursive_read_only=identity.features.recursive_read_only and _kernel() >= _MOUNT_SETATTR_KERNEL,
+        min_memory=min_memory,
     )
 
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import signal as signals
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,20 +24,23 @@ from cri_shim.adapters.exec_session import OciExecSession, abandon, abandon_all,
 from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervised
 from cri_shim.adapters.oci_runtime import Enter, ExecCall, OciRuntime, Streams
 from cri_shim.adapters.shielded import to_the_end
-from cri_shim.kernel import pidfd, process
+from cri_shim.kernel import fs, pidfd, process
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
 from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound
 from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, HandlerStats, Kind, Started
 from cri_shim.model.ids import SHORT, ContainerId
+from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container as spec
-from cri_shim.spec.facts import HostFacts
+from cri_shim.spec import resources, update
+from cri_shim.spec.facts import HostFacts, Json
 from cri_shim.wire.oci_state import execute_error, runtime_error
 from handlers.oci import facts
 
 log = get_logger()
 
 _SOON_SECONDS: Final = 2.0
+_SCORE_PASSES: Final = 3
 
 
 @dataclass(slots=True)
@@ -52,6 +55,24 @@ class _Container:
     execs: Iterator[int] = field(default_factory=itertools.count)
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a runtime is told of new limits, and the score of the OOM killer; None = it stays."""
+
+    limits: Json
+    oom_score_adj: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says of one handler."""
+
+    cdi_dirs: tuple[Path, ...] = ()
+    """Of these the later ones win."""
+    min_memory: int = 0
+    """Bytes; a lower limit is refused."""
+
+
 class OciHandler:
     """Runs Linux containers with one runtime."""
 
@@ -63,16 +84,14 @@ class OciHandler:
         runtime: OciRuntime,
         monitors: Monitors,
         context: HandlerContext,
-        *,
-        cdi_dirs: Sequence[Path] = (),
+        settings: Settings = Settings(),
     ) -> None:
-        """Of `cdi_dirs` the later ones win."""
         self.name = name
         self.features = Features()
         self._runtime = runtime
         self._monitors = monitors
         self._context = context
-        self._cdi_dirs = cdi_dirs
+        self._settings = settings
         self._containers: dict[ContainerId, _Container] = {}
         self._host: HostFacts | None = None
         self._clamped: set[str] = set()
@@ -81,7 +100,7 @@ class OciHandler:
         """Ask the runtime what it is able to do, for `features`; the first `create` does it too."""
         if self._host is None:
             identity = await self._runtime.identity()
-            host = await asyncio.to_thread(facts.host_facts, identity, self._context)
+            host = await asyncio.to_thread(facts.host_facts, identity, self._context, self._settings.min_memory)
             self.features = Features(recursive_read_only_mounts=host.recursive_read_only)
             self._host = host
 
@@ -114,6 +133,22 @@ class OciHandler:
         if container.exit is not None:
             asyncio.get_running_loop().call_soon(self._tell, container)
         return Started(container.supervised.pid, container.started_at)
+
+    async def update(
+        self, container_id: ContainerId, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
+    ) -> None:
+        """Change the limits, and the score of every process; see `Handler`."""
+        container = self._known(container_id)
+        there = await self._change(container, now, wanted)
+        back = await self._change(container, wanted, now)
+        try:
+            await self._apply(container, there)
+        except BaseException:
+            if await self._ends_now(container):
+                return
+            with contextlib.suppress(CriShimError, OSError):  # the first error is the one to tell
+                await to_the_end(self._apply(container, back))
+            raise
 
     async def kill(self, container_id: ContainerId, signal: int, *, everyone: bool = False) -> None:
         """Signal the first process, or all; see `Handler`."""
@@ -212,7 +247,7 @@ class OciHandler:
         launch = _launch_of(plan)
         if plan.rootfs is None:
             self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
-        found = facts.container_facts(plan.config, self._cdi_dirs)
+        found = facts.container_facts(plan.config, self._settings.cdi_dirs)
         document = spec.build(plan, self._host, found)
         self._say_what_was_clamped(plan)
         launch.files.config.write_bytes(msgspec.json.encode(document))
@@ -265,6 +300,51 @@ class OciHandler:
             raise
         await asyncio.to_thread(remember, note, child.pid)
         return OciExecSession(child, note)
+
+    async def _change(
+        self, container: _Container, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
+    ) -> _Change:
+        await self.probe()
+        assert self._host is not None  # noqa: S101  `probe` has set it
+        launch = container.supervised.launch
+        inherited = await asyncio.to_thread(
+            self._context.cgroups.inherited_cpuset, launch.cgroup_parent, launch.container_id
+        )
+        score = resources.oom_score_adj(wanted, self._host) if wanted.oom_score_adj != now.oom_score_adj else None
+        return _Change(update.change(now, wanted, self._host, inherited), score)
+
+    async def _apply(self, container: _Container, change: _Change) -> None:
+        launch = container.supervised.launch
+        runtime_log = launch.files.runtime_log
+        try:
+            await self._runtime.update(launch.container_id, change.limits, runtime_log)
+        except CriShimError:
+            if not update.lifts_quota(change.limits):
+                raise
+            # crun 1.8 cannot write "no quota" on cgroup v1.
+            await self._runtime.update(launch.container_id, update.without_quota(change.limits), runtime_log)
+            await asyncio.to_thread(self._context.cgroups.lift_cpu_quota, launch.cgroup_parent, launch.container_id)
+        if change.oom_score_adj is not None:
+            await asyncio.to_thread(self._score, launch, change.oom_score_adj)
+
+    def _score(self, launch: Launch, score: int) -> None:
+        """For every process, also those that are exec'ed later."""
+        document = msgspec.json.decode(launch.files.config.read_bytes())
+        document["process"]["oomScoreAdj"] = score
+        fs.atomic_write(launch.files.config, msgspec.json.encode(document), 0o600)
+        scored: set[int] = set()
+        for _ in range(_SCORE_PASSES):  # a child that was forked meanwhile has the score of before
+            for pid in set(self._members(launch)) - scored:
+                process.set_oom_score_adj(pid, score)
+                scored.add(pid)
+
+    async def _ends_now(self, container: _Container) -> bool:
+        """Whether a call may have failed because the container has just ended."""
+        if process.is_alive(container.supervised.pid, container.supervised.started):
+            return False
+        if container.watch is not None:
+            await asyncio.wait([container.watch], timeout=_SOON_SECONDS)
+        return container.exit is not None
 
     def _kill_all(self, launch: Launch) -> None:
         self._context.cgroups.kill_all(launch.cgroup_parent, launch.container_id)

@@ -13,6 +13,7 @@ import _thread
 import os
 import threading
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class _Linked:
 
 
 class Guest:
-    """`start` and `stop` may be called from any thread; the rest is for the guest's own thread and its hooks."""
+    """`start`, `stop` and `adjust` may be called from any thread; the rest is for the guest's own one and its hooks."""
 
     def __init__(self, container_id: ContainerId, spec: GuestSpec, compiled: Path, pump: LogPump, told: Told) -> None:
         self._id = container_id
@@ -87,6 +88,8 @@ class Guest:
         self._signal: int | None = None
         self._code: int | None = None
         self._defect = ""
+        self._thread = 0
+        self._thread_lock = threading.Lock()
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
         self.output: Output | None = None
         self.meter = Meter()
@@ -113,6 +116,19 @@ class Guest:
         # After the flag, which `_execute` reads after it has set the deadline: one of the two always sees the other.
         self._engine.increment_epoch()
 
+    def adjust(self, nice: int, cpus: Collection[int]) -> None:
+        """Change what the thread may take, `cpus` empty for all. OSError when the kernel refuses; ended is success."""
+        with self._thread_lock:
+            if not self._thread:
+                return
+            before = os.sched_getaffinity(self._thread)
+            os.sched_setaffinity(self._thread, cpus or os.sched_getaffinity(os.getpid()))
+            try:
+                os.setpriority(os.PRIO_PROCESS, self._thread, nice)
+            except OSError:
+                os.sched_setaffinity(self._thread, before)
+                raise
+
     def leave(self, code: int) -> None:
         """`HookedGuest`."""
         self._code = code
@@ -129,6 +145,8 @@ class Guest:
         with ExitStack() as resources:
             self.meter.begin()
             resources.callback(self.meter.end)
+            self._name_thread(threading.get_native_id())
+            resources.callback(self._name_thread, 0)
             try:
                 linked = self._link(resources)
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
@@ -143,6 +161,10 @@ class Guest:
             linked.store.close()  # and with it the engine's ends of the pipes
             if ending.trap and ending.signal is None:
                 linked.output.say(ending.trap)
+
+    def _name_thread(self, native_id: int) -> None:
+        with self._thread_lock:
+            self._thread = native_id
 
     def _drained(self) -> None:
         self._told.ended(self._exit)

@@ -53,6 +53,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     preopens: tuple[Preopen, ...]
     memory_limit: int
     """Bytes of linear memory; 0 = none but the engine's own."""
+    pod_memory_limit: int = 0
+    """What holds where the container says nothing."""
     nice: int
     cpus: tuple[int, ...]
     """Empty = all."""
@@ -62,22 +64,29 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Preopen, ...]) -> GuestSpec:
     """Map the plan. The request has passed `refuse`."""
-    resources = plan.config.linux.resources
-    return GuestSpec(
+    spec = GuestSpec(
         entry=entry,
         argv=(argv0, *plan.process.args[1:]),
         env=_environment(plan),
         preopens=preopens,
-        memory_limit=max(0, resources.memory_limit_in_bytes or _of_pod(plan).memory_limit_in_bytes),
-        nice=nice_from_shares(resources.cpu_shares),
-        cpus=parse_cpus(resources.cpuset_cpus),
+        # In-process memory is not charged to the pod's cgroup, so the pod's limit has to hold here.
+        pod_memory_limit=plan.pod.config.linux.resources.memory_limit_in_bytes,
+        memory_limit=0,
+        nice=0,
+        cpus=(),
         log_path=str(plan.log_path) if plan.log_path is not None else "",
     )
+    return with_limits(spec, plan.config.linux.resources)
 
 
-def _of_pod(plan: ContainerPlan) -> pb.LinuxContainerResources:
-    """In-process memory is not charged to the pod's cgroup, so the pod's limit has to hold here."""
-    return plan.pod.config.linux.resources
+def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> GuestSpec:
+    """The same guest with these limits."""
+    return msgspec.structs.replace(
+        spec,
+        memory_limit=max(0, resources.memory_limit_in_bytes or spec.pod_memory_limit),
+        nice=nice_from_shares(resources.cpu_shares),
+        cpus=parse_cpus(resources.cpuset_cpus),
+    )
 
 
 def _environment(plan: ContainerPlan) -> tuple[tuple[str, str], ...]:

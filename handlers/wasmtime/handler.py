@@ -25,12 +25,13 @@ from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reas
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
 from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, HandlerStats, Kind, Started
 from cri_shim.model.ids import SHORT, ContainerId
+from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime import preopens
 from handlers.wasmtime.cache import ModuleCache
 from handlers.wasmtime.ending import ends_guest
-from handlers.wasmtime.guest_spec import GuestSpec, guest_spec, refuse_foreign_files
+from handlers.wasmtime.guest_spec import GuestSpec, guest_spec, refuse_foreign_files, with_limits
 from handlers.wasmtime.module_file import find_module
-from handlers.wasmtime.refusals import refuse
+from handlers.wasmtime.refusals import refuse, refuse_change
 
 if TYPE_CHECKING:
     from handlers.wasmtime.guest import Guest
@@ -112,10 +113,7 @@ class WasmtimeHandler:
         """Returns when the module is linked and about to run."""
         from handlers.wasmtime.guest import Guest  # noqa: PLC0415  loaded by `create`
 
-        container = self._containers.get(container_id)
-        if container is None:
-            msg = f"container {container_id[:SHORT]} is not known to handler {self.name!r}"
-            raise NotFound(msg)
+        container = self._known(container_id)
         if container.guest is not None:
             msg = f"container {container_id[:SHORT]} has been started before"
             raise FailedPrecondition(msg)
@@ -131,6 +129,20 @@ class WasmtimeHandler:
         container.ended.set()
         if not self._closing:
             self._context.exited(container_id, ended)
+
+    async def update(
+        self, container_id: ContainerId, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
+    ) -> None:
+        """Of a running module CPU shares and CPUs only: Unimplemented names a limit that is fixed by then."""
+        container = self._known(container_id)
+        spec = with_limits(container.spec, wanted)
+        if container.guest is None:
+            path = self._context.layout.bundle(container_id) / _SPEC
+            await asyncio.to_thread(fs.atomic_write, path, msgspec.json.encode(spec), 0o600)
+        elif container.running:
+            refuse_change(now, wanted)
+            _adjust(container.guest, spec)
+        container.spec = spec
 
     async def kill(self, container_id: ContainerId, signal: int, *, everyone: bool = False) -> None:
         """A module is one thread: `everyone` changes nothing. Signals that it would ignore are success."""
@@ -207,6 +219,13 @@ class WasmtimeHandler:
         metered = container.guest.meter.read()
         return HandlerStats(metered.cpu_ns, metered.memory, container.spec.memory_limit)
 
+    def _known(self, container_id: ContainerId) -> _Container:
+        container = self._containers.get(container_id)
+        if container is None:
+            msg = f"container {container_id[:SHORT]} is not known to handler {self.name!r}"
+            raise NotFound(msg)
+        return container
+
     async def aclose(self) -> None:
         """End all modules, which cannot outlive the daemon; the next one reports them."""
         self._closing = True
@@ -252,6 +271,14 @@ class _News:
     def _later(self, tell: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(tell)
+
+
+def _adjust(guest: Guest, spec: GuestSpec) -> None:
+    try:
+        guest.adjust(spec.nice, spec.cpus)
+    except OSError as error:
+        msg = f"linux.resources.cpu_shares and cpuset_cpus: the kernel refuses them for the module: {error.strerror}"
+        raise FailedPrecondition(msg) from error
 
 
 def _lost(message: str) -> Exit:

@@ -128,6 +128,18 @@ _MOUNT_RULES: Final = (
 )
 
 
+_FIXED: Final = ("memory_limit_in_bytes", "cpu_quota", "cpu_period")
+"""The engine's limit belongs to the guest's thread, which is in the guest."""
+
+
+def refuse_change(now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources) -> None:
+    """Raise for the first limit that cannot be changed while the module runs."""
+    for field in _FIXED:
+        if getattr(now, field) != getattr(wanted, field):
+            msg = f"linux.resources.{field} cannot be changed while a Wasm module runs"
+            raise Unimplemented(msg, hint="make the container anew with the new limit")
+
+
 def refuse(plan: ContainerPlan) -> None:
     """Raise for the first field that cannot be honoured; the error names it."""
     if plan.infra:

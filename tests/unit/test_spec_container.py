@@ -503,9 +503,10 @@ class TestResources:
         return {name: value for name, value in limits.items() if name != "devices"}
 
     def test_cpu(self) -> None:
-        assert self.of(cpu_shares=2, cpu_quota=-1, cpu_period=100000, cpuset_cpus="0-1", cpuset_mems="0") == {
-            "cpu": {"shares": 2, "quota": -1, "period": 100000, "cpus": "0-1", "mems": "0"}
+        assert self.of(cpu_shares=2, cpu_quota=5000, cpu_period=100000, cpuset_cpus="0-1", cpuset_mems="0") == {
+            "cpu": {"shares": 2, "quota": 5000, "period": 100000, "cpus": "0-1", "mems": "0"}
         }
+        assert self.of(cpu_quota=-1) == {}
         with pytest.raises(InvalidArgument, match="cpu_shares"):
             self.of(cpu_shares=-1)
 
