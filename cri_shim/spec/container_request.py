@@ -167,8 +167,8 @@ def _check_mount(mount: pb.Mount) -> None:
         raise InvalidArgument(msg)
     elif mount.host_path:
         check_path("mounts: host_path", mount.host_path)
-    elif not mount.HasField("image"):
-        msg = f"mounts: {mount.container_path[:200]!r} has neither host_path nor image"
+    else:
+        msg = f"mounts: {target!r} has neither host_path nor image"
         raise InvalidArgument(msg)
 
 
