@@ -172,10 +172,10 @@ class Flows:
         """Settle what an earlier daemon left, images first: containers stand on them."""
         await self.images.repair()
         await self.recovery.run()
-        self.sampler.start()
         watch, settle = self.networks
         await settle.run()
         await watch.start()
+        self.sampler.start()
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""

@@ -76,7 +76,8 @@ def _entries(lines: bytes, full: bytes, partial: bytes) -> bytes:
         return b"%s%s\n" % (full, lines.replace(b"\n", b"\n" + full))
     entries = []
     for line in lines.split(b"\n"):
-        *pieces, last = _pieces(line)
+        # The newline's own carriage return is gone by now: every byte has weight.
+        *pieces, last = [line[start : start + PIECE] for start in range(0, len(line), PIECE)] or [b""]
         entries += [b"%s%s\n" % (partial, piece) for piece in pieces]
         entries.append(b"%s%s\n" % (full, last))
     return b"".join(entries)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cri_shim.wire.crilog import PIECE, LineSplitter, Stream, format_timestamp
@@ -61,6 +61,7 @@ words = st.one_of(
 )
 
 
+@example([b"x" * PIECE, b"\r", b"\r\n"], [])
 @given(st.lists(words, max_size=12), st.lists(st.integers(0, 6 * PIECE), max_size=6))
 def test_every_cut_gives_the_entries_of_the_model(written: list[bytes], cuts: list[int]) -> None:
     output = b"".join(written)

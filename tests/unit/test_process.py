@@ -266,7 +266,8 @@ async def test_thousands_of_quick_children_leak_nothing(reaper: process.Reaper) 
     for _ in range(40):
         batch = [process.run(["true"], stdin=b"x", timeout=20) for _ in range(50)]
         assert {done.returncode for done in await asyncio.gather(*batch)} == {0}
-    assert descriptors() == before
+    # Fewer is no leak: what an earlier test left to the collector may go meanwhile.
+    assert descriptors() <= before
 
 
 async def test_failed_starts_leak_nothing() -> None:
