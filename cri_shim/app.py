@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import os
 import signal
 import socket
@@ -49,10 +50,19 @@ def serve(file: Path | None, listen: str | None) -> int:
     config, origins = configuration.load(file)
     options = handler_options(config, origins)
     log.configure(config.log.level, config.log.format)
+    _warn_of_what_has_no_effect(config)
     os.umask(0o022)
     status = asyncio.run(_run(file, config, options, Path(listen or config.listen)))
     # Threads of the Wasm engine outlive the guests; a normal interpreter exit under them aborts the process.
     os._exit(status)
+
+
+def _warn_of_what_has_no_effect(config: Config) -> None:
+    default = Config()
+    for setting in configuration.WITHOUT_EFFECT:
+        value, usual = operator.attrgetter(setting)(config), operator.attrgetter(setting)(default)
+        if value != usual:
+            logger.warning("setting has no effect in this version", setting=setting)
 
 
 async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerOptions], listen: Path) -> int:

@@ -21,6 +21,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 Origins = dict[tuple[str, ...], str]
 """Path of a key → `file:line`."""
 
+_BOOLEAN = "tag:yaml.org,2002:bool"
 DEFAULT_FILE = Path("/etc/cri-shim/config.yaml")
 
 
@@ -93,6 +94,9 @@ def _plain(node: yaml.Node, name: str, path: tuple[str, ...], origins: Origins) 
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, name, path, origins) for item in node.value]
+    if node.tag == _BOOLEAN and node.value.lower() not in {"true", "false"}:
+        # YAML 1.1 takes off, no, on and yes for booleans; `wasm: off` means the word, as in YAML 1.2.
+        return node.value
     return yaml.SafeLoader("").construct_object(node)
 
 

@@ -69,6 +69,10 @@ class Tracing(Section, frozen=True, kw_only=True):
     endpoint: str = ""
 
 
+WITHOUT_EFFECT = ("images.auth_file", "images.offline", "images.import_dir", "streaming", "metrics", "tracing")
+"""Settings that are known and checked, and that this version does nothing with."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole configuration of one daemon."""
 

@@ -30,7 +30,7 @@ START_ERROR = 128
 
 @dataclass(slots=True)
 class StartContainer:
-    """The flow. It goes on when its caller leaves; a second call waits for the first and finds the state it left."""
+    """The flow. It goes on when its caller leaves; a second call meanwhile is refused."""
 
     store: Store
     handlers: Handlers

@@ -18,7 +18,7 @@ from cri_shim.spec.security import DEFAULT_CAPABILITIES, apparmor_profile, secco
 _SECURITY: Final = "linux.security_context"
 _NAMESPACES: Final = f"{_SECURITY}.namespace_options"
 _CDI: Final = "cdi.k8s.io/"
-_HIDDEN_ANYWAY: Final = ("/proc", "/sys", "/dev")
+_HIDDEN_ANYWAY: Final = ("/proc/", "/sys/", "/dev/")
 """A module sees no kernel file system, so that nothing is left to mask there."""
 
 
@@ -45,7 +45,7 @@ def _has_user_namespace(config: pb.ContainerConfig) -> bool:
 
 def _hides_files(config: pb.ContainerConfig) -> bool:
     paths = (*_security(config).masked_paths, *_security(config).readonly_paths)
-    return any(not path.startswith(_HIDDEN_ANYWAY) for path in paths)
+    return any(not f"{path}/".startswith(_HIDDEN_ANYWAY) for path in paths)
 
 
 _LOCALHOST: Final = pb.SecurityProfile.Localhost
@@ -60,6 +60,11 @@ _RULES: Final = (
         "annotations",
         lambda c: any(key.startswith(_CDI) for key in c.annotations),
         f"{_CDI}*: a Wasm module has no access to devices",
+    ),
+    _Rule(
+        "linux.resources.unified",
+        lambda c: bool(c.linux.resources.unified),
+        "a Wasm module in the daemon's process has no cgroup of its own",
     ),
     _Rule(f"{_SECURITY}.privileged", lambda c: _security(c).privileged, "a Wasm module is never privileged"),
     _Rule(

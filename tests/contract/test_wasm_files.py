@@ -122,6 +122,10 @@ REFUSED: Mapping[str, dict[str, Any]] = {
     "apparmor": {"linux": secured(apparmor_profile="localhost/x")},
     "selinux_options": {"linux": secured(selinux_options=pb.SELinuxOption(type="t"))},
     "masked_paths": {"linux": secured(masked_paths=["/etc"])},
+    "readonly_paths": {"linux": secured(readonly_paths=["/developer"])},
+    "unified": {
+        "linux": pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(unified={"memory.high": "1000000"}))
+    },
     "cpuset_cpus": {"linux": pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(cpuset_cpus="x"))},
 }
 

@@ -35,6 +35,12 @@ def test_drop_ins_merge_key_by_key_in_lexical_order(tmp_path: Path) -> None:
     assert config.load_text([("again.yaml", text)])[0] == loaded
 
 
+def test_off_is_a_word_and_false_is_a_boolean() -> None:
+    loaded, _ = config.load_text([("c.yaml", "handlers: {runc: {kind: oci, wasm: off}}\nimages: {keep_blobs: true}")])
+    assert loaded.handlers == {"runc": {"kind": "oci", "wasm": "off"}}
+    assert loaded.images.keep_blobs is True
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
