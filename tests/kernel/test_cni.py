@@ -38,6 +38,8 @@ class Node:
         for directory in (self.conf, self.fake):
             directory.mkdir()
         self.network = Network([self.conf], [self.fake, REAL])
+        # All tests of a run share a network namespace, and some take a pod's plugins away for good.
+        self._before = self._rules()
         self.configure()
 
     def configure(self, *more: dict[str, object], version: str = "1.0.0") -> None:
@@ -55,12 +57,16 @@ class Node:
 
     def held(self) -> dict[str, set[str]]:
         """Everything of a pod that a plugin can leave behind."""
-        rules = subprocess.run(["iptables-save"], capture_output=True, check=True, text=True).stdout.splitlines()
         return {
             "leases": {file.name for file in self.leases.rglob("10.*")},
             "veths": {name for _, name in socket.if_nameindex() if name.startswith("veth")},
-            "rules": {line for line in rules if "10.213.7." in line or "CNI-DN-" in line or "testnet" in line},
+            "rules": self._rules() - self._before,
         }
+
+    @staticmethod
+    def _rules() -> set[str]:
+        rules = subprocess.run(["iptables-save"], capture_output=True, check=True, text=True).stdout.splitlines()
+        return {line for line in rules if "10.213.7." in line or "CNI-DN-" in line or "testnet" in line}
 
 
 NOTHING: dict[str, set[str]] = {"leases": set(), "veths": set(), "rules": set()}
