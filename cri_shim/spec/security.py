@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cri_shim.model import capabilities as known
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.paths import check_path
 from cri_shim.spec.seccomp_default import default_profile
-
-# linux/capability.h, in order of their numbers.
-KNOWN_CAPABILITIES = (
-    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
-    *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
-    *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
-    *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
-    *("MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF"),
-    "CHECKPOINT_RESTORE",
-)
 
 # What the other CRI runtimes give when nothing is said.
 DEFAULT_CAPABILITIES = frozenset(
@@ -42,7 +33,7 @@ def wanted_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset
     InvalidArgument names a capability that Linux does not have.
     """
     if security.privileged:
-        return frozenset(KNOWN_CAPABILITIES)
+        return frozenset(known.NAMES)
     asked = security.capabilities
     added = _names(asked.add_capabilities, "add_capabilities") | _names(
         asked.add_ambient_capabilities, "add_ambient_capabilities"
@@ -50,7 +41,7 @@ def wanted_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset
     dropped = _names(asked.drop_capabilities, "drop_capabilities")
     wanted = frozenset() if _ALL in dropped else DEFAULT_CAPABILITIES
     if _ALL in added:
-        wanted = frozenset(KNOWN_CAPABILITIES)
+        wanted = frozenset(known.NAMES)
     return (wanted | (added - {_ALL})) - dropped
 
 
@@ -126,11 +117,11 @@ def _old_profile(text: str, field: str) -> pb.SecurityProfile:
 
 def _names(names: Iterable[str], field: str) -> frozenset[str]:
     parsed = frozenset(name.upper().removeprefix("CAP_") for name in names)
-    for unknown in parsed - {_ALL, *KNOWN_CAPABILITIES}:
+    for unknown in parsed - {_ALL, *known.NAMES}:
         msg = f"linux.security_context.capabilities.{field}: Linux has no capability {unknown!r}"
         raise InvalidArgument(msg)
     return parsed
 
 
 def _formatted(names: frozenset[str]) -> list[str]:
-    return [f"CAP_{name}" for name in KNOWN_CAPABILITIES if name in names]
+    return [f"CAP_{name}" for name in known.NAMES if name in names]

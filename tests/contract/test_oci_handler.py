@@ -16,6 +16,7 @@ import pytest
 from cri_shim.adapters import rootfs
 from cri_shim.adapters.exec_session import kill_tree
 from cri_shim.kernel import caps, mounts, process
+from cri_shim.model import capabilities
 from cri_shim.model.container import Exit, Reason, User
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.handler import ContainerPlan, ExecRequest, Started
@@ -249,7 +250,7 @@ class TestInside:
         assert "gid=7" in said[0]
         assert "groups=7,8" in said[0]
         status = dict(line.split(":\t", 1) for line in said[1:5])
-        names = {name for bit, name in enumerate(caps.NAMES) if int(status["CapEff"], 16) >> bit & 1}
+        names = {name for bit, name in enumerate(capabilities.NAMES) if int(status["CapEff"], 16) >> bit & 1}
         assert "NET_ADMIN" in names
         assert "CHOWN" not in names
         assert status["CapBnd"] == status["CapEff"]
@@ -328,7 +329,7 @@ class TestInside:
         said = await output(bench, plan)
         assert {"null", "full", "random"} <= set(said)
         assert any("/sys" in line and "rw" in line for line in said)
-        mask = sum(1 << bit for bit, name in enumerate(caps.NAMES) if name in caps.effective())
+        mask = sum(1 << bit for bit, name in enumerate(capabilities.NAMES) if name in caps.effective())
         assert int(said[-1].split()[1], 16) == mask
 
     async def test_devices(self, bench: Bench) -> None:

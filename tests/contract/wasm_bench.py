@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.model.capabilities import NAMES
 from cri_shim.model.container import Exit, User
 from cri_shim.model.handler import ContainerPlan, Handler, ProcessPlan
 from cri_shim.model.ids import ContainerId, Digest, ImageId
 from cri_shim.model.image import ImageConfig, ImageRecord, Platform, WasmModule
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.security import KNOWN_CAPABILITIES
 from handlers import wasmtime as kind
 from tests.contract.handler_suite import PATIENCE, Bench
 from tests.support import wasm
 from tests.support.cri import read_log
 
-ALL_CAPABILITIES = frozenset(KNOWN_CAPABILITIES)
+ALL_CAPABILITIES = frozenset(NAMES)
 
 
 class Programs:

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from cri_shim.model.capabilities import NAMES
 from cri_shim.model.container import User
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
 from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
@@ -19,12 +20,12 @@ from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container, infra
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json, MountSource, Propagation
-from cri_shim.spec.security import DEFAULT_CAPABILITIES, KNOWN_CAPABILITIES
+from cri_shim.spec.security import DEFAULT_CAPABILITIES
 
 LAYOUT = Layout(Path("/root"), Path("/state"))
 HOST = HostFacts(
     oci_version="1.0.2",
-    capabilities=frozenset(KNOWN_CAPABILITIES) - {"SYS_RESOURCE"},
+    capabilities=frozenset(NAMES) - {"SYS_RESOURCE"},
     lowest_oom_score_adj=-500,
     cgroup_version=2,
     swap_controller=True,
