@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def to_the_end(steps: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(steps: Awaitable[T]) -> T:
     """Await the steps; a cancellation that comes meanwhile takes effect after them."""
     task = asyncio.ensure_future(steps)
     cancelled = False

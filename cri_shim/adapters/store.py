@@ -1,7 +1,8 @@
 """The daemon's memory: records of pods, containers, images and layers, in SQLite and in process.
 
 Not a cache and not a query engine: readers get immutable records from memory, in the event loop, at any time. Writers
-wait until their change is in the database. Invariant: a record is visible only after it is persisted.
+wait until their change is in the database, cancelled ones too: who cleans up after a cancellation sees what it cleans
+up. Invariant: a record is visible only after it is persisted.
 
 One thread owns the connection. It takes all changes that have queued up since its last commit into one transaction, so
 a burst of pod creations costs a few commits. WAL with `synchronous=NORMAL`: a killed daemon loses nothing; a power cut
@@ -24,6 +25,7 @@ from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
 
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.model.container import ContainerRecord
 from cri_shim.model.errors import FailedPrecondition, ResourceExhausted
 from cri_shim.model.ids import ContainerId, Digest, ImageId, PodId
@@ -111,9 +113,8 @@ class Table(Generic[K, R]):
         self._pending[key] = record
         body = None if record is None else self._encoder.encode(record)
         committed = self._writer.write(self._name, key, body)
-        # A callback, not the code after the await: a cancelled caller must not keep a committed change from showing.
         committed.add_done_callback(lambda future: self._settle(key, record, future))
-        await asyncio.shield(committed)
+        await to_the_end(committed)
 
     def _settle(self, key: K, record: R | None, committed: asyncio.Future[None]) -> None:
         if self._pending.get(key) is record:

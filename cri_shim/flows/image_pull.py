@@ -16,6 +16,7 @@ import msgspec
 
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.registry import Document, Registry, Repository
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller, Source
@@ -117,7 +118,8 @@ class PullImage:
                 layers = await self._fetch(Source(repository, plan, job.ref.text))
                 record = self._record(found, plan, layers)
                 async with self._committing:
-                    await self._commit(record, job.ref, found.digest)
+                    # Between the record and the tag two images would have the same name.
+                    await to_the_end(self._commit(record, job.ref, found.digest))
         return record.id
 
     def _present(self, job: _Job) -> ImageRecord | None:

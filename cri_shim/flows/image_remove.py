@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.model.errors import InvalidArgument
@@ -29,6 +30,9 @@ class RemoveImage:
         if not request.image.image:
             raise InvalidArgument("image.image is empty")
         for record in find_images(self.images.values(), request.image.image):
-            await self.images.delete(record.id)
-            await self.collector.drop_unused((*record.blobs, *record.layers))
+            await to_the_end(self._remove(record))
         return pb.RemoveImageResponse()
+
+    async def _remove(self, record: ImageRecord) -> None:
+        await self.images.delete(record.id)
+        await self.collector.drop_unused((*record.blobs, *record.layers))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import sqlite3
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -200,6 +202,36 @@ async def test_a_cancelled_pull_leaves_nothing_and_can_be_repeated(node: Node, r
     await node.settled()
     assert await node.pull(name) == LINUX.id
     assert node.debris() == []
+
+
+@needs_root
+@pytest.mark.parametrize("shares_layers", [False, True], ids=["layer-record", "image-record"])
+async def test_a_pull_cancelled_while_a_record_is_written_leaves_nothing(
+    node: Node, registry: LoopbackRegistry, *, shares_layers: bool
+) -> None:
+    if shares_layers:
+        await node.pull(registry.add("demo/other:1", images.image([FIRST, SECOND], {"Cmd": ["other"]})))
+    name = registry.add("demo/app:1", LINUX)
+    before = len(node.store.images.values())
+    with sqlite3.connect(node.layout.database, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")  # from now on no record gets into the database
+        pull = asyncio.ensure_future(node.pull(name))
+        async with asyncio.timeout(10):
+            while not (LINUX.config.digest in node.blobs() and any(map(str.isdigit, os.listdir(node.layout.layers)))):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        pull.cancel()
+        await asyncio.sleep(0.05)
+        other.execute("ROLLBACK")
+    other.close()
+    with contextlib.suppress(asyncio.CancelledError):
+        await pull
+    await node.settled()
+    await asyncio.sleep(0.1)  # what would be written late must show
+    assert len(node.store.images.values()) in {before, before + 1}
+    for record in node.store.images.values():
+        assert all(node.content.has(digest) for digest in record.blobs)
+        assert all(node.store.layers.get(layer) is not None for layer in record.layers)
 
 
 async def test_one_who_leaves_does_not_stop_the_others(node: Node, registry: LoopbackRegistry) -> None:
