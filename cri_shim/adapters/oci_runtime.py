@@ -91,6 +91,11 @@ class OciRuntime:
             self._asking = asyncio.ensure_future(self._ask())
         return await asyncio.shield(self._asking)
 
+    async def aclose(self) -> None:
+        """Wait for what asks the binary: half a probe would stay on the node."""
+        if self._asking is not None:
+            await asyncio.wait((self._asking,))
+
     async def create_enter(self) -> Enter | None:
         """Where conmon and the runtime's `create` have to start; None = here."""
         if not self._is_confined((await self.identity()).version):

@@ -233,6 +233,7 @@ class OciHandler:
         for container in self._containers.values():
             container.supervised.child.close()
         self._containers.clear()
+        await self._runtime.aclose()
 
     def _known(self, container_id: ContainerId) -> _Container:
         container = self._containers.get(container_id)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -58,6 +61,20 @@ def test_a_running_container_outlives_the_daemon(daemon: Daemon, cri: Cri, busyb
         assert again.status(container) == before
         assert again.exec(container, ["touch", "/go"]).exit_code == 0
         assert again.wait_exit(container).exit_code == 5
+
+
+@pytest.mark.root
+def test_a_daemon_that_stops_at_once_leaves_nothing_of_its_questions_to_runtimes(daemon: Daemon) -> None:
+    runtime = daemon.state / "runtime" / "crun"
+    ours = hashlib.sha256(bytes(runtime / ".probe")).hexdigest()[:16]
+    for milliseconds in range(0, 80, 10):
+        daemon.stop()
+        daemon.start()
+        time.sleep(milliseconds / 1000)
+        daemon.stop()
+        assert not list(runtime.glob("*"))
+        assert not list(Path("/sys/fs/cgroup").glob(f"*/cri-shim-probe-{ours}"))
+        daemon.start()
 
 
 @pytest.mark.root
