@@ -39,6 +39,7 @@ from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
@@ -259,11 +260,13 @@ class ImageFlows:
         policy = PullPolicy(
             host=host_platforms(platform.machine()),
             keep_blobs=settings.keep_blobs,
+            serve_local=settings.offline == "serve-local",
             wants_wasm=lambda request: _wants_wasm(handlers, request),
             now=time.time_ns,
         )
         puller = LayerPuller(layout, content, layers, store.layers, collector, settings.max_parallel_downloads)
-        pull = PullImage(policy, registry, content, store.images, collector, puller)
+        names = ImageNames(store.images)
+        pull = PullImage(policy, registry, content, store.images, names, collector, puller)
         query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, time.time_ns)
         methods: dict[str, Flow] = {
             "PullImage": pull,

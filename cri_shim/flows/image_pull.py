@@ -8,23 +8,21 @@ that fails or is abandoned leaves no record, no layer and no blob that nothing e
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.registry import Document, Registry, Repository
-from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller, Source
+from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.inflight import InFlight
+from cri_shim.log import get_logger
 from cri_shim.model.errors import InvalidArgument, PullError
 from cri_shim.model.ids import Digest, ImageId
 from cri_shim.model.image import ImageRecord, LayerRecord, Platform, WasmModule
-from cri_shim.model.refs import ImageRef, find_images, parse_reference
+from cri_shim.model.refs import ImageRef, parse_reference
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.wire.oci_image import (
     Descriptor,
@@ -36,7 +34,9 @@ from cri_shim.wire.oci_image import (
     parse_document,
     plan_image,
 )
-from cri_shim.wire.registry import Credentials, parse_credentials
+from cri_shim.wire.registry import Credentials, Failure, RegistryError, parse_credentials
+
+log = get_logger()
 
 _MAX_CONFIG = 8 << 20
 
@@ -47,6 +47,8 @@ class PullPolicy:
 
     host: tuple[Platform, ...]
     keep_blobs: bool
+    serve_local: bool
+    """A tag that is here is good enough when its registry cannot be reached."""
     wants_wasm: Callable[[pb.PullImageRequest], bool | None]
     """The kind of image that the request asks for; None when it does not say."""
     now: Callable[[], int]
@@ -85,26 +87,41 @@ class PullImage:
     registry: Registry
     content: Content
     images: Table[ImageId, ImageRecord]
+    names: ImageNames
     collector: ImageCollector
     puller: LayerPuller
     _running: InFlight[_Job, ImageId] = field(default_factory=lambda: InFlight(cancel_when_abandoned=True))
-    _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def __call__(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         """Pull, or join who pulls the same. InvalidArgument, PullError, ResourceExhausted, FailedPrecondition."""
         if not request.image.image:
             raise InvalidArgument("image.image is empty")
         job = _Job(parse_reference(request.image.image), _credentials(request), self.policy.wants_wasm(request))
-        image_id = await self._running.join(job, lambda: self._pull(job))
+        image_id = await self._running.join(job, lambda: self._pull_or_serve_local(job))
         return pb.PullImageResponse(image_ref=image_id)
 
     async def drain(self) -> None:
         """Wait for the pulls that run; at the stop of the daemon."""
         await self._running.drain()
 
+    async def _pull_or_serve_local(self, job: _Job) -> ImageId:
+        """What is here under the tag is good enough, where the policy says so, when no registry can be reached."""
+        try:
+            return await self._pull(job)
+        except RegistryError as error:
+            here = self._tagged(job) if self.policy.serve_local and error.failure is Failure.UNAVAILABLE else None
+            if here is None:
+                raise
+            log.warning("image served as it is here", image=job.ref.text, id=here.id, error=str(error))
+            return here.id
+
+    def _tagged(self, job: _Job) -> ImageRecord | None:
+        fits = (record for record in self.images.values() if job.wants_wasm in {None, _is_wasm(record)})
+        return next((record for record in fits if job.ref.repo_tag in record.repo_tags), None)
+
     async def _pull(self, job: _Job) -> ImageId:
         present = self._present(job)
-        if present is not None and await self._name(present, job.ref):
+        if present is not None and await self.names.add_digest(present.id, job.ref.repo_digest):
             return present.id
         repository = await self.registry.repository(job.ref, job.credentials)
         found = await self._find(repository, job)
@@ -117,9 +134,7 @@ class PullImage:
             async with self.collector.hold(self._content_of(plan)):
                 layers = await self._fetch(Source(repository, plan, job.ref.text))
                 record = self._record(found, plan, layers)
-                async with self._committing:
-                    # Between the record and the tag two images would have the same name.
-                    await to_the_end(self._commit(record, job.ref, found.digest))
+                await self.names.commit(record, job.ref, found.digest)
         return record.id
 
     def _present(self, job: _Job) -> ImageRecord | None:
@@ -128,8 +143,7 @@ class PullImage:
             return None
         for record in self.images.values():
             known_as = {record.manifest, record.index, *(name.rpartition("@")[2] for name in record.repo_digests)}
-            is_wasm = record.wasm is not None or record.platform.is_wasm
-            if job.ref.digest in known_as and job.wants_wasm in {None, is_wasm}:
+            if job.ref.digest in known_as and job.wants_wasm in {None, _is_wasm(record)}:
                 return record
         return None
 
@@ -206,35 +220,9 @@ class PullImage:
             blobs=tuple(dict.fromkeys(blobs)),
         )
 
-    async def _commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> None:
-        """Merge with a record of the same content, then take the tag from the image that had it."""
-        known = self.images.get(record.id)
-        tags = known.repo_tags if known is not None else ()
-        digests = known.repo_digests if known is not None else ()
-        merged = msgspec.structs.replace(
-            record,
-            repo_tags=_with(tags, ref.repo_tag),
-            repo_digests=_with(digests, ref.at(digest)),
-            blobs=tuple(dict.fromkeys((*record.blobs, *(known.blobs if known is not None else ())))),
-        )
-        await self.images.put(merged)
-        await self._take_tag(ref, record.id)
 
-    async def _name(self, record: ImageRecord, ref: ImageRef) -> bool:
-        """Add `name@digest` to an image; False when it has just been removed."""
-        name = ref.at(ref.digest) if ref.digest is not None else None
-
-        def with_name(known: ImageRecord) -> ImageRecord:
-            return msgspec.structs.replace(known, repo_digests=_with(known.repo_digests, name))
-
-        return await self.images.update(record.id, with_name) is not None
-
-    async def _take_tag(self, ref: ImageRef, owner: ImageId) -> None:
-        tag = ref.repo_tag
-        for other in find_images(self.images.values(), tag) if tag is not None else ():
-            if other.id != owner:
-                rest = tuple(name for name in other.repo_tags if name != tag)
-                await self.images.put(msgspec.structs.replace(other, repo_tags=rest))
+def _is_wasm(record: ImageRecord) -> bool:
+    return record.wasm is not None or record.platform.is_wasm
 
 
 def _credentials(request: pb.PullImageRequest) -> Credentials | None:
@@ -247,7 +235,3 @@ def _credentials(request: pb.PullImageRequest) -> Credentials | None:
         registry_token=auth.registry_token,
         server_address=auth.server_address,
     )
-
-
-def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
-    return names if name is None or name in names else (*names, name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -19,9 +18,9 @@ from cri_shim.model.image import ImageRecord, LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.model.refs import find_images
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.image_pins import is_pinned
 
 _INT64_MAX = 2**63 - 1
-_FAMILIAR = ("docker.io/library/", "docker.io/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class ImageQuery:
             uid=None if uid is None else pb.Int64Value(value=uid),
             username=username,
             spec=pb.ImageSpec(image=names[0] if names else record.id, annotations=record.annotations),
-            pinned=any(_matches(name, pattern) for name in names for pattern in self.pinned),
+            pinned=is_pinned(record, self.pinned),
         )
 
 
@@ -93,12 +92,6 @@ def _user(user: str) -> tuple[int | None, str]:
     if name.isascii() and name.isdigit() and int(name) <= _INT64_MAX:
         return int(name), ""
     return None, name
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """A glob may be written as people write names, without docker's domain."""
-    short = next((name.removeprefix(prefix) for prefix in _FAMILIAR if name.startswith(prefix)), name)
-    return fnmatchcase(name, pattern) or fnmatchcase(short, pattern)
 
 
 def _verbose(record: ImageRecord) -> str:

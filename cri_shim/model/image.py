@@ -64,6 +64,8 @@ class ImageRecord(msgspec.Struct, frozen=True):
     """Unix time, ns."""
     repo_tags: tuple[str, ...] = ()
     repo_digests: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
+    """What a user has pinned it by: tags of `repo_tags`, or its id."""
     annotations: dict[str, str] = {}
     """Of the index entry and the manifest; the manifest wins."""
     layers: tuple[Digest, ...] = ()

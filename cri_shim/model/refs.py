@@ -49,6 +49,11 @@ class ImageRef:
         """`name:tag` where the tag is what was asked for; None when a digest decides."""
         return f"{self.name}:{self.tag}" if self.digest is None else None
 
+    @property
+    def repo_digest(self) -> str | None:
+        """`name@digest` where a digest is part of the reference."""
+        return self.at(self.digest) if self.digest is not None else None
+
     def at(self, digest: Digest) -> str:
         """`name@digest`, an entry of `repo_digests`."""
         return f"{self.name}@{digest}"
@@ -78,6 +83,12 @@ def parse_reference(text: str) -> ImageRef:
     if tag is None and digest is None:
         tag = _DEFAULT_TAG
     return ImageRef(domain=domain, path=path, tag=tag, digest=digest)
+
+
+def familiar(name: str) -> str:
+    """A full name as people write it: without docker's domain and its `library`."""
+    domain, _, path = name.partition("/")
+    return path.removeprefix(f"{_OFFICIAL}/") if domain == DEFAULT_DOMAIN else name
 
 
 def find_images(records: Iterable[ImageRecord], text: str) -> tuple[ImageRecord, ...]:

@@ -15,6 +15,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
@@ -27,7 +28,9 @@ from cri_shim.wire.oci_image import host_platforms
 class Node:
     """Everything that images need, below `base`. `open` before use, `close` after."""
 
-    def __init__(self, base: Path, *, stall_seconds: float = 5.0, keep_blobs: bool = False) -> None:
+    def __init__(
+        self, base: Path, *, stall_seconds: float = 5.0, keep_blobs: bool = False, serve_local: bool = False
+    ) -> None:
         self.base = base
         self.layout = Layout(base / "root", base / "state")
         self.layout.root.mkdir(exist_ok=True)
@@ -46,10 +49,12 @@ class Node:
         policy = PullPolicy(
             host=host_platforms(os.uname().machine),
             keep_blobs=keep_blobs,
+            serve_local=serve_local,
             wants_wasm=lambda _: self.wants_wasm,
             now=lambda: next(clock),
         )
-        self.pull_image = PullImage(policy, self.registry, self.content, images, self.collector, puller)
+        self.names = ImageNames(images)
+        self.pull_image = PullImage(policy, self.registry, self.content, images, self.names, self.collector, puller)
         self.query = ImageQuery(images, records, self.content, self.layout, ("*/pinned*",), lambda: next(clock))
         self.remove_image = RemoveImage(images, self.collector)
 
