@@ -24,7 +24,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
-from cri_shim.kernel import fs, mounts, notify, process
+from cri_shim.kernel import apparmor, fs, mounts, notify, process
 from cri_shim.loader import HandlerOptions, handler_options
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.layout import Layout
@@ -163,7 +163,7 @@ def _look(config: Config, *, root: bool) -> tuple[NodeFacts, Driver, Cgroups]:
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
         root=root,
         selinux=Path("/sys/fs/selinux/enforce").exists(),
-        apparmor=Path("/sys/kernel/security/apparmor/profiles").exists(),
+        apparmor=apparmor.is_enabled(),
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
     )
     return node, driver, Cgroups(Cgroups.detect(), driver)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.context import HandlerContext
@@ -307,6 +308,7 @@ def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exi
         conmon=base.config.monitor.conmon,
         limits={"oom_score_adj": _lowest_oom_score_adj()},
         capabilities=caps.effective(),
+        apparmor=AppArmor(),
         exited=exits.exited,
     )
     live: dict[str, Handler] = {}

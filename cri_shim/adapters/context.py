@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.model.container import Exit
@@ -25,5 +26,7 @@ class HandlerContext:
     """What the kernel allows this daemon: `oom_score_adj` is the lowest value that it may give to a container."""
     capabilities: frozenset[str]
     """The daemon's own set, names without CAP_: no container can be given more."""
+    apparmor: AppArmor
+    """The default profile and those that are loaded."""
     exited: Callable[[ContainerId, Exit], None]
     """Called in the event loop when a started container has ended, exactly once."""

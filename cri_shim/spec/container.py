@@ -7,8 +7,7 @@ refused with an error that names it.
 from __future__ import annotations
 
 from cri_shim.model.handler import ContainerPlan
-from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec import cdi, cgroup_plan, devices, mounts, namespaces, resources, security
+from cri_shim.spec import apparmor, cdi, cgroup_plan, devices, mounts, namespaces, resources, security
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.runtime_annotations import runtime_annotations
 from cri_shim.spec.unsupported import refuse_unsupported
@@ -21,7 +20,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     propagation = mounts.rootfs_propagation(plan.config.mounts)
     document = {
         "ociVersion": host.oci_version,
-        "process": _process(plan, host),
+        "process": _process(plan, host, found),
         "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
         "mounts": mounts.mounts(plan, found),
         "annotations": runtime_annotations(plan),
@@ -53,12 +52,10 @@ def exec_process(process: Json, args: tuple[str, ...]) -> Json:
     return {**process, "args": list(args), "terminal": False}
 
 
-def _process(plan: ContainerPlan, host: HostFacts) -> Json:
+def _process(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     """`process`. No rlimits: the CRI has none, a container inherits the daemon's."""
     process, wanted = plan.process, plan.config.linux.security_context
     user: Json = {"uid": process.user.uid, "gid": process.user.gid, "additionalGids": list(process.user.groups)}
-    profile = security.apparmor_profile(wanted)
-    localhost = profile.profile_type == pb.SecurityProfile.Localhost and not wanted.privileged
     return {
         "terminal": process.tty,
         "user": user,
@@ -68,7 +65,7 @@ def _process(plan: ContainerPlan, host: HostFacts) -> Json:
         "capabilities": security.capabilities(wanted, host),
         "noNewPrivileges": wanted.no_new_privs,
         "oomScoreAdj": resources.oom_score_adj(plan.config.linux.resources, host),
-        **_present("apparmorProfile", profile.localhost_ref if localhost else None),
+        **_present("apparmorProfile", apparmor.profile_name(wanted, host, found)),
     }
 
 

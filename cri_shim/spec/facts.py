@@ -35,6 +35,8 @@ class HostFacts:
     hugetlb_controller: bool = False
     seccomp: bool = True
     apparmor: bool = False
+    apparmor_parser: bool = False
+    """The program that loads profiles: without it there is no default one."""
     selinux: bool = False
     recursive_read_only: bool = False
     """Runtime and kernel know recursive read-only bind mounts."""
@@ -83,5 +85,9 @@ class ContainerFacts:
     """By `Device.host_path`, as given; a directory gives every device below it. `/dev` for a privileged container."""
     seccomp: Json | None = None
     """The content of a Localhost profile."""
+    apparmor_profiles: frozenset[str] = frozenset()
+    """Names of those that are loaded."""
+    apparmor_problem: str = ""
+    """Why the default one is not."""
     cdi: Edits = field(default_factory=Edits)
     """What the request's CDI devices change; every device node has its type and numbers."""

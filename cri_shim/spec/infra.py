@@ -37,8 +37,10 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         readonly_rootfs=True,
         masked_paths=_MASKED,
         readonly_paths=_READ_ONLY,
-        seccomp=_seccomp(pod.config.linux.security_context.seccomp),
+        seccomp=_never_unconfined(pod.config.linux.security_context.seccomp),
     )
+    if pod.config.linux.security_context.apparmor.profile_type == pb.SecurityProfile.Localhost:
+        security.apparmor.CopyFrom(pod.config.linux.security_context.apparmor)
     mount = pb.Mount(host_path=str(program), container_path=PROGRAM, readonly=True)
     return ContainerPlan(
         id=ContainerId(pod.id),
@@ -54,7 +56,7 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
     )
 
 
-def _seccomp(asked: pb.SecurityProfile) -> pb.SecurityProfile:
+def _never_unconfined(asked: pb.SecurityProfile) -> pb.SecurityProfile:
     """The pod's own profile where it names one; a reaper of zombies is never unconfined."""
     if asked.profile_type == pb.SecurityProfile.Localhost:
         return asked

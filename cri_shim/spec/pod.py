@@ -204,9 +204,6 @@ def _check_security(config: pb.PodSandboxConfig, node: NodeFacts) -> None:
     if security.apparmor.profile_type == pb.SecurityProfile.Localhost and not node.apparmor:
         msg = "linux.security_context.apparmor: AppArmor is not enabled on this node"
         raise FailedPrecondition(msg)
-    if security.apparmor.profile_type == pb.SecurityProfile.Localhost:
-        msg = "linux.security_context.apparmor: Localhost profiles of a pod are not supported by this version"
-        raise Unimplemented(msg, hint="set the profile on the containers")
 
 
 def _sysctls(asked: Mapping[str, str], *, net: bool, ipc: bool) -> dict[str, str]:

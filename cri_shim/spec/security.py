@@ -83,14 +83,20 @@ def seccomp_profile(security: pb.LinuxContainerSecurityContext) -> pb.SecurityPr
     """The profile asked for, in the new form or, without that, in the old one."""
     if security.HasField("seccomp"):
         return security.seccomp
-    return _old_profile(security.seccomp_profile_path, "seccomp_profile_path")
+    return named_profile(security.seccomp_profile_path, "seccomp_profile_path")
 
 
-def apparmor_profile(security: pb.LinuxContainerSecurityContext) -> pb.SecurityProfile:
-    """Likewise for AppArmor."""
-    if security.HasField("apparmor"):
-        return security.apparmor
-    return _old_profile(security.apparmor_profile, "apparmor_profile")
+def named_profile(text: str, field: str) -> pb.SecurityProfile:
+    """The old form of a profile: a word, or `localhost/NAME`. InvalidArgument for any other."""
+    if text in {"", "unconfined"}:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+    if text in {"runtime/default", "docker/default"}:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+    if text.startswith(_LOCALHOST):
+        reference = text.removeprefix(_LOCALHOST)
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=reference)
+    msg = f"linux.security_context.{field} {text!r} is not runtime/default, unconfined or localhost/NAME"
+    raise InvalidArgument(msg)
 
 
 def masks(security: pb.LinuxContainerSecurityContext) -> Json:
@@ -101,18 +107,6 @@ def masks(security: pb.LinuxContainerSecurityContext) -> Json:
     if security.privileged:
         return {}
     return {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
-
-
-def _old_profile(text: str, field: str) -> pb.SecurityProfile:
-    if text in {"", "unconfined"}:
-        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
-    if text in {"runtime/default", "docker/default"}:
-        return pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
-    if text.startswith(_LOCALHOST):
-        reference = text.removeprefix(_LOCALHOST)
-        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=reference)
-    msg = f"linux.security_context.{field} {text!r} is not runtime/default, unconfined or localhost/NAME"
-    raise InvalidArgument(msg)
 
 
 def _names(names: Iterable[str], field: str) -> frozenset[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cri_shim.model.errors import Code, CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import HostFacts
-from cri_shim.spec.security import apparmor_profile, seccomp_profile
+from cri_shim.spec.security import seccomp_profile
 
 _RRO_PREFIX = "RROUnsupported"
 """The kubelet turns an error that starts like this into a condition of its own (CRI v1, `recursive_read_only`)."""
@@ -41,14 +41,6 @@ def _profile_asked(profile: pb.SecurityProfile) -> bool:
     return profile.profile_type != pb.SecurityProfile.Unconfined
 
 
-def _is_default(profile: pb.SecurityProfile) -> bool:
-    return profile.profile_type == pb.SecurityProfile.RuntimeDefault
-
-
-def _is_localhost(profile: pb.SecurityProfile) -> bool:
-    return profile.profile_type == pb.SecurityProfile.Localhost
-
-
 _NOT_YET = "is not supported by this version"
 _LISTED = "linux.security_context"
 
@@ -69,23 +61,6 @@ _CONTAINER_RULES = (
         lambda c, _: _security(c).selinux_options != pb.SELinuxOption(),
         "SELinux labels are not supported by this version, or SELinux is off on this node",
         FailedPrecondition,
-    ),
-    _Rule(
-        f"{_LISTED}.apparmor",
-        lambda c, h: not _security(c).privileged and _profile_asked(apparmor_profile(_security(c))) and not h.apparmor,
-        "AppArmor is off on this node, so that the profile cannot be applied",
-        FailedPrecondition,
-    ),
-    _Rule(
-        f"{_LISTED}.apparmor",
-        lambda c, _: not _security(c).privileged and _is_default(apparmor_profile(_security(c))),
-        f"a RuntimeDefault profile {_NOT_YET}",
-    ),
-    _Rule(
-        f"{_LISTED}.apparmor",
-        lambda c, _: _is_localhost(profile := apparmor_profile(_security(c))) and not profile.localhost_ref,
-        "a profile_type of Localhost needs a localhost_ref",
-        InvalidArgument,
     ),
     _Rule(
         f"{_LISTED}.seccomp",

@@ -47,14 +47,17 @@ def host_facts(identity: Identity, context: HandlerContext, min_memory: int) -> 
         swap_controller=_accounts_for_swap(context),
         hugetlb_controller="hugetlb" in host.controllers,
         seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
-        apparmor=_first_character(Path("/sys/module/apparmor/parameters/enabled")) == "Y",
+        apparmor=context.apparmor.enabled,
+        apparmor_parser=bool(context.apparmor.parser),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         recursive_read_only=identity.features.recursive_read_only and _kernel() >= _MOUNT_SETATTR_KERNEL,
         min_memory=min_memory,
     )
 
 
-def container_facts(config: pb.ContainerConfig, cdi_dirs: Sequence[Path]) -> ContainerFacts:
+def container_facts(
+    config: pb.ContainerConfig, cdi_dirs: Sequence[Path], apparmor_profiles: frozenset[str], apparmor_problem: str
+) -> ContainerFacts:
     """What the configuration of one container names on the host. FailedPrecondition for what is not there."""
     devices = {device.host_path: tuple(_devices(device.host_path)) for device in config.devices}
     if config.linux.security_context.privileged:
@@ -63,6 +66,8 @@ def container_facts(config: pb.ContainerConfig, cdi_dirs: Sequence[Path]) -> Con
         sources=_sources(config.mounts),
         devices=devices,
         seccomp=_localhost_profile(config.linux.security_context),
+        apparmor_profiles=apparmor_profiles,
+        apparmor_problem=apparmor_problem,
         cdi=cdi.edits(names, cdi_dirs) if (names := device_names(config)) else Edits(),
     )
 
@@ -79,13 +84,6 @@ def _accounts_for_swap(context: HandlerContext) -> bool:
 def _kernel() -> tuple[int, ...]:
     major, minor = platform.release().split(".")[:2]
     return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
-
-
-def _first_character(path: Path) -> str:
-    try:
-        return path.read_text()[:1]
-    except OSError:
-        return ""
 
 
 def _sources(asked: Sequence[pb.Mount]) -> dict[str, MountSource]:

@@ -99,7 +99,7 @@ class OciHandler:
     async def probe(self) -> None:
         """Ask the runtime what it is able to do, for `features`; the first `create` does it too."""
         if self._host is None:
-            identity = await self._runtime.identity()
+            identity, _ = await asyncio.gather(self._runtime.identity(), self._context.apparmor.load())
             host = await asyncio.to_thread(facts.host_facts, identity, self._context, self._settings.min_memory)
             self.features = Features(recursive_read_only_mounts=host.recursive_read_only)
             self._host = host
@@ -109,7 +109,8 @@ class OciHandler:
         await self.probe()
         enter = await self._runtime.create_enter()
         try:
-            launched = await asyncio.to_thread(self._launch, plan, enter)
+            profiles = await self._context.apparmor.profiles()
+            launched = await asyncio.to_thread(self._launch, plan, enter, profiles)
             supervised = await self._monitors.created(launched, plan.process.args)
         except BaseException:
             # What cannot be deleted either is not the cause; the caller deletes again, and says so then.
@@ -242,13 +243,14 @@ class OciHandler:
             raise NotFound(msg)
         return container
 
-    def _launch(self, plan: ContainerPlan, enter: Enter | None) -> Launched:
+    def _launch(self, plan: ContainerPlan, enter: Enter | None, profiles: frozenset[str]) -> Launched:
         """Read facts, write the bundle, start conmon: all that blocks, in one go."""
         assert self._host is not None  # noqa: S101  `create` has probed
         launch = _launch_of(plan)
         if plan.rootfs is None:
             self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
-        found = facts.container_facts(plan.config, self._settings.cdi_dirs)
+        problem = self._context.apparmor.problem
+        found = facts.container_facts(plan.config, self._settings.cdi_dirs, profiles, problem)
         document = spec.build(plan, self._host, found)
         self._say_what_was_clamped(plan)
         launch.files.config.write_bytes(msgspec.json.encode(document))

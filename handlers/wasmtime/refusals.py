@@ -13,7 +13,8 @@ from typing import Final
 from cri_shim.model.errors import CriShimError, InvalidArgument, Unimplemented
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.security import DEFAULT_CAPABILITIES, apparmor_profile, seccomp_profile, wanted_capabilities
+from cri_shim.spec.apparmor import asked_profile
+from cri_shim.spec.security import DEFAULT_CAPABILITIES, seccomp_profile, wanted_capabilities
 
 _SECURITY: Final = "linux.security_context"
 _NAMESPACES: Final = f"{_SECURITY}.namespace_options"
@@ -95,7 +96,7 @@ _RULES: Final = (
     ),
     _Rule(
         f"{_SECURITY}.apparmor",
-        lambda c: apparmor_profile(_security(c)).profile_type == _LOCALHOST,
+        lambda c: (asked := asked_profile(_security(c))) is not None and asked.profile_type == _LOCALHOST,
         "a Localhost profile cannot be applied to a Wasm module that runs in the daemon",
     ),
     _Rule(

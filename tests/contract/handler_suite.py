@@ -17,6 +17,7 @@ from typing import Protocol
 
 import pytest
 
+from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.zygote import Zygote
@@ -98,6 +99,7 @@ class Bench:
             conmon="conmon",
             limits={"oom_score_adj": 0},
             capabilities=caps.effective(),
+            apparmor=AppArmor(),
             exited=self._exited,
         )
 

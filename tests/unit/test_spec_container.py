@@ -18,6 +18,7 @@ from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container, infra
+from cri_shim.spec.apparmor import DEFAULT_PROFILE
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json, MountSource, Propagation
 from cri_shim.spec.security import DEFAULT_CAPABILITIES
@@ -37,6 +38,7 @@ FOUND = ContainerFacts(
     sources={"/src": MountSource("/real/src", Propagation.SHARED), "/private": MountSource("/private")},
     devices={"/dev/null": (NULL,), "/dev/d": (dataclasses.replace(NULL, path="sub/n"),), "/dev": (NULL,)},
     seccomp={"defaultAction": "SCMP_ACT_ALLOW"},
+    apparmor_profiles=frozenset({DEFAULT_PROFILE, "sample", "another"}),
 )
 POD_CONFIG = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="p", namespace="n", uid="u"))
 POD = PodContext(
@@ -476,21 +478,11 @@ class TestSecurity:
         with pytest.raises(FailedPrecondition, match="AppArmor is off"):
             build(with_security(apparmor=profile))
         with_module = dataclasses.replace(HOST, apparmor=True)
-        assert build(with_security(apparmor=profile), with_module)["process"]["apparmorProfile"] == "mine"
+        loaded = dataclasses.replace(FOUND, apparmor_profiles=frozenset({"mine"}))
+        assert build(with_security(apparmor=profile), with_module, loaded)["process"]["apparmorProfile"] == "mine"
+        assert "apparmorProfile" not in build(with_security(privileged=True), with_module)["process"]
         with pytest.raises(FailedPrecondition, match="selinux_options"):
             build(with_security(selinux_options=pb.SELinuxOption(level="s0")))
-
-    @pytest.mark.parametrize(
-        "default", [{"apparmor": pb.SecurityProfile()}, {"apparmor_profile": "runtime/default"}], ids=["new", "old"]
-    )
-    def test_a_default_apparmor_profile_is_refused(self, default: dict[str, object]) -> None:
-        with pytest.raises(FailedPrecondition, match="apparmor: AppArmor is off"):
-            build(with_security(**default))
-        with_module = dataclasses.replace(HOST, apparmor=True)
-        with pytest.raises(Unimplemented, match="apparmor: a RuntimeDefault profile"):
-            build(with_security(**default), with_module)
-        # A privileged container is never confined (CRI `privileged`).
-        assert "apparmorProfile" not in build(with_security(privileged=True, **default), with_module)["process"]
 
     def test_masks_are_verbatim(self) -> None:
         linux = build(with_security(masked_paths=["/a"], readonly_paths=["/b"]))["linux"]
@@ -588,5 +580,22 @@ def test_infra_container_holds_its_program_and_no_rights() -> None:
     assert spec["process"]["user"]["uid"] != 0
     assert {tuple(given) for given in spec["process"]["capabilities"].values()} == {()}
     assert spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert "apparmorProfile" not in spec["process"]
     assert {"type": "pid"} in spec["linux"]["namespaces"]
     assert spec["annotations"]["io.kubernetes.cri.container-type"] == "sandbox"
+
+
+def test_infra_container_is_confined() -> None:
+    host = dataclasses.replace(HOST, apparmor=True, apparmor_parser=True)
+    sources = {"/usr/bin/catatonit": MountSource("/usr/bin/catatonit")}
+    found = ContainerFacts(sources=sources, apparmor_profiles=frozenset({DEFAULT_PROFILE, "mine"}))
+    asked = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="mine")
+    for profile, expected in (
+        (pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined), DEFAULT_PROFILE),
+        (pb.SecurityProfile(), DEFAULT_PROFILE),
+        (asked, "mine"),
+    ):
+        config = pb.PodSandboxConfig()
+        config.linux.security_context.apparmor.CopyFrom(profile)
+        made = infra.plan(dataclasses.replace(POD, config=config), LAYOUT, Path("/usr/bin/catatonit"))
+        assert container.build(made, host, found)["process"]["apparmorProfile"] == expected
