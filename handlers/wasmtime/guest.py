@@ -13,7 +13,6 @@ import _thread
 import os
 import threading
 import time
-from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
 from handlers.wasmtime.meter import Meter
 from handlers.wasmtime.output import Output
+from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.wasi import wasi_config
 
 _STACK: Final = 2 << 20
@@ -41,6 +41,8 @@ _ABOVE_LIMIT: Final = "exceeds memory limits"
 """The engine's words when a module asks for more memory from the start than the store's limit."""
 _NOT_OPENED: Final = "failed to open file"
 """The engine's words when it is not the content that is wrong."""
+_LONGEST_PAUSE: Final = 0.1
+"""Seconds."""
 _TABLES: Final = 4
 _TABLE_ELEMENTS: Final = 10_000_000
 _FEW_ELEMENTS: Final = 10_000
@@ -65,6 +67,15 @@ class Told(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Services:
+    """What a guest uses of its surroundings."""
+
+    pump: LogPump
+    throttle: Throttle
+    told: Told
+
+
+@dataclass(frozen=True, slots=True)
 class _Linked:
     """A module that can run. `initialize`: it is a library, to be initialised before a function is called."""
 
@@ -77,12 +88,15 @@ class _Linked:
 class Guest:
     """`start`, `stop` and `adjust` may be called from any thread; the rest is for the guest's own one and its hooks."""
 
-    def __init__(self, container_id: ContainerId, spec: GuestSpec, compiled: Path, pump: LogPump, told: Told) -> None:
+    def __init__(self, container_id: ContainerId, spec: GuestSpec, compiled: Path, services: Services) -> None:
         self._id = container_id
         self._spec = spec
         self._compiled = compiled
-        self._pump = pump
-        self._told = told
+        self._pump = services.pump
+        self._throttle = services.throttle
+        self._told = services.told
+        self._allowance: Allowance | None = None
+        self._pause_until = 0
         self._engine = new_engine()
         self._stopping = threading.Event()
         self._signal: int | None = None
@@ -113,21 +127,40 @@ class Guest:
         if self._signal is None:
             self._signal = signal
         self._stopping.set()
-        # After the flag, which `_execute` reads after it has set the deadline: one of the two always sees the other.
+        # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other.
         self._engine.increment_epoch()
 
-    def adjust(self, nice: int, cpus: Collection[int]) -> None:
-        """Change what the thread may take, `cpus` empty for all. OSError when the kernel refuses; ended is success."""
+    def adjust(self, spec: GuestSpec) -> None:
+        """Change what the thread may take to what `spec` says. OSError when the kernel refuses; ended is success."""
         with self._thread_lock:
             if not self._thread:
                 return
             before = os.sched_getaffinity(self._thread)
-            os.sched_setaffinity(self._thread, cpus or os.sched_getaffinity(os.getpid()))
+            os.sched_setaffinity(self._thread, spec.cpus or os.sched_getaffinity(os.getpid()))
             try:
-                os.setpriority(os.PRIO_PROCESS, self._thread, nice)
+                os.setpriority(os.PRIO_PROCESS, self._thread, spec.nice)
             except OSError:
                 os.sched_setaffinity(self._thread, before)
                 raise
+            self._limit_cpu(spec.cpu)
+
+    def _limit_cpu(self, limit: CpuLimit | None) -> None:
+        if limit is None:
+            self._allowance, self._pause_until = None, 0
+            self._throttle.rests(self)
+        else:
+            self._allowance = Allowance(limit, time.monotonic_ns(), self.meter.cpu_ns())
+            self._throttle.computes(self)
+
+    def account(self, now: int) -> None:
+        """`Limited`."""
+        allowance = self._allowance
+        if allowance is None or now < self._pause_until:
+            return
+        debt = allowance.debt(now, self.meter.cpu_ns())
+        if debt:
+            self._pause_until = now + debt
+            self._engine.increment_epoch()
 
     def leave(self, code: int) -> None:
         """`HookedGuest`."""
@@ -135,7 +168,25 @@ class Guest:
 
     def sleep(self, seconds: float) -> bool:
         """`HookedGuest`."""
-        return self._stopping.wait(seconds) if seconds > 0 else self._stopping.is_set()
+        if seconds <= 0 or self._stopping.is_set():
+            return self._stopping.is_set()
+        if self._allowance is None:
+            return self._stopping.wait(seconds)
+        self._throttle.rests(self)
+        try:
+            return self._stopping.wait(seconds)
+        finally:
+            self._throttle.computes(self)
+
+    def pause(self) -> bool:
+        """`HookedGuest`."""
+        while not self._stopping.is_set():
+            rest = self._pause_until - time.monotonic_ns()
+            if rest <= 0:
+                return False
+            # In pieces: the limit may be lifted meanwhile.
+            self._stopping.wait(min(rest / 1e9, _LONGEST_PAUSE))
+        return True
 
     def fail(self, error: Exception) -> None:
         """`HookedGuest`."""
@@ -145,6 +196,7 @@ class Guest:
         with ExitStack() as resources:
             self.meter.begin()
             resources.callback(self.meter.end)
+            resources.callback(self._throttle.rests, self)
             self._name_thread(threading.get_native_id())
             resources.callback(self._name_thread, 0)
             try:
@@ -155,6 +207,8 @@ class Guest:
                 self._told.failed(failure.with_traceback(None))
                 return
             self._told.started(time.time_ns())
+            if self._spec.cpu is not None:
+                self._limit_cpu(self._spec.cpu)
             ending = self._execute(linked)
             self._exit = exit_from(ending, time.time_ns())
             self.meter.end()
@@ -176,11 +230,12 @@ class Guest:
         linker = wasmtime.Linker(self._engine)
         linker.allow_shadowing = True
         linker.define_wasi()
-        resources.enter_context(hooked(self, linker))
+        watch_epoch = resources.enter_context(hooked(self, linker))
         linked = linker.instantiate_pre(module)
         initialize = self._check_exports(module)
         store = wasmtime.Store(self._engine)
         self._set_limits(store)
+        watch_epoch(store)
         output = Output(self._spec.log_path)
         resources.callback(output.close)
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
@@ -225,7 +280,6 @@ class Guest:
     def _execute(self, linked: _Linked) -> Ending:
         """Run to the end, which is told by this object's fields; the exception has only the engine's words."""
         store, memory, trap = linked.store, None, ""
-        store.set_epoch_deadline(1)
         if self._stopping.is_set():
             return Ending(signal=self._signal)
         try:

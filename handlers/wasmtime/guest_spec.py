@@ -18,6 +18,7 @@ from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.security import wanted_capabilities
+from handlers.wasmtime.quota import CpuLimit
 
 DEFAULT_FUNCTION: Final = "_start"
 _GENTLEST, _KEENEST = 19, 5
@@ -55,6 +56,9 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of linear memory; 0 = none but the engine's own."""
     pod_memory_limit: int = 0
     """What holds where the container says nothing."""
+    cpu: CpuLimit | None
+    pod_cpu: CpuLimit | None = None
+    """Likewise."""
     nice: int
     cpus: tuple[int, ...]
     """Empty = all."""
@@ -69,9 +73,11 @@ def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Pr
         argv=(argv0, *plan.process.args[1:]),
         env=_environment(plan),
         preopens=preopens,
-        # In-process memory is not charged to the pod's cgroup, so the pod's limit has to hold here.
+        # In-process use is not charged to the pod's cgroup, so the pod's limits have to hold here.
         pod_memory_limit=plan.pod.config.linux.resources.memory_limit_in_bytes,
         memory_limit=0,
+        pod_cpu=_cpu_limit(plan.pod.config.linux.resources),
+        cpu=None,
         nice=0,
         cpus=(),
         log_path=str(plan.log_path) if plan.log_path is not None else "",
@@ -84,6 +90,7 @@ def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> Guest
     return msgspec.structs.replace(
         spec,
         memory_limit=max(0, resources.memory_limit_in_bytes or spec.pod_memory_limit),
+        cpu=_cpu_limit(resources) or spec.pod_cpu,
         nice=nice_from_shares(resources.cpu_shares),
         cpus=parse_cpus(resources.cpuset_cpus),
     )
@@ -95,6 +102,14 @@ def _environment(plan: ContainerPlan) -> tuple[tuple[str, str], ...]:
         # WASI preview 1 has no working directory; Go's runtime takes it from here.
         variables.setdefault("PWD", plan.process.cwd)
     return tuple(variables.items())
+
+
+def _cpu_limit(resources: pb.LinuxContainerResources) -> CpuLimit | None:
+    if resources.cpu_quota <= 0:
+        return None
+    return (
+        CpuLimit(resources.cpu_quota, resources.cpu_period) if resources.cpu_period else CpuLimit(resources.cpu_quota)
+    )
 
 
 def nice_from_shares(shares: int) -> int:

@@ -31,6 +31,7 @@ from handlers.wasmtime.cache import ModuleCache
 from handlers.wasmtime.ending import ends_guest
 from handlers.wasmtime.guest_spec import GuestSpec, guest_spec, refuse_foreign_files, with_limits
 from handlers.wasmtime.module_file import find_module
+from handlers.wasmtime.quota import Throttle
 from handlers.wasmtime.refusals import refuse, refuse_change
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class WasmtimeHandler:
         self._may_mount = "SYS_ADMIN" in context.capabilities
         self._cache = ModuleCache(context.layout.wasm_cache, context.zygote)
         self._pump = LogPump()
+        self._throttle = Throttle()
         self._containers: dict[ContainerId, _Container] = {}
         self._closing = False
 
@@ -111,7 +113,7 @@ class WasmtimeHandler:
 
     async def start(self, container_id: ContainerId) -> Started:
         """Returns when the module is linked and about to run."""
-        from handlers.wasmtime.guest import Guest  # noqa: PLC0415  loaded by `create`
+        from handlers.wasmtime.guest import Guest, Services  # noqa: PLC0415  loaded by `create`
 
         container = self._known(container_id)
         if container.guest is not None:
@@ -119,7 +121,9 @@ class WasmtimeHandler:
             raise FailedPrecondition(msg)
         self._pump.start()
         news = _News(asyncio.get_running_loop(), container, lambda ended: self._ended(container_id, ended))
-        guest = Guest(container_id, container.spec, container.compiled, self._pump, news)
+        if container.spec.cpu is not None:
+            self._throttle.start()
+        guest = Guest(container_id, container.spec, container.compiled, Services(self._pump, self._throttle, news))
         guest.start()
         container.guest = guest
         return Started(pid=0, at=await news.start)
@@ -133,7 +137,7 @@ class WasmtimeHandler:
     async def update(
         self, container_id: ContainerId, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
     ) -> None:
-        """Of a running module CPU shares and CPUs only: Unimplemented names a limit that is fixed by then."""
+        """Of a running module all but the memory limit, which is fixed by then: Unimplemented names it."""
         container = self._known(container_id)
         spec = with_limits(container.spec, wanted)
         if container.guest is None:
@@ -141,6 +145,8 @@ class WasmtimeHandler:
             await asyncio.to_thread(fs.atomic_write, path, msgspec.json.encode(spec), 0o600)
         elif container.running:
             refuse_change(now, wanted)
+            if spec.cpu is not None:
+                self._throttle.start()
             _adjust(container.guest, spec)
         container.spec = spec
 
@@ -207,6 +213,7 @@ class WasmtimeHandler:
             "compiled": str(container.compiled),
             "preopens": [msgspec.to_builtins(preopen) for preopen in spec.preopens],
             "memoryLimit": spec.memory_limit,
+            "cpuLimit": msgspec.to_builtins(spec.cpu),
             "nice": spec.nice,
             "droppedLogBytes": output.log.dropped if output is not None else 0,
         }
@@ -238,6 +245,7 @@ class WasmtimeHandler:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 for container in running:
                     await container.ended.wait()
+        await asyncio.to_thread(self._throttle.close)
         await asyncio.to_thread(self._pump.close)
 
 
@@ -275,7 +283,7 @@ class _News:
 
 def _adjust(guest: Guest, spec: GuestSpec) -> None:
     try:
-        guest.adjust(spec.nice, spec.cpus)
+        guest.adjust(spec)
     except OSError as error:
         msg = f"linux.resources.cpu_shares and cpuset_cpus: the kernel refuses them for the module: {error.strerror}"
         raise FailedPrecondition(msg) from error

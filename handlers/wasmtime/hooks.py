@@ -1,7 +1,8 @@
 """Two WASI functions of our own in place of the engine's: what a guest waits in, and what it ends by.
 
 `poll_oneoff`, because nothing can interrupt the engine's own; `proc_exit`, because the engine's loses codes above 125.
-All others stay native: a call into Python costs 50 times as much.
+All others stay native: a call into Python costs 50 times as much. And at each epoch of its engine the guest is asked
+whether it may go on.
 
 They are bound below the engine's Python classes, whose callbacks leave their exception in one variable of the process:
 with many guests at once, each would now and then get another one's. Invariant: what a hook decides is written on its
@@ -13,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -40,6 +41,10 @@ class HookedGuest(Protocol):
 
     def sleep(self, seconds: float) -> bool:
         """Wait; True as soon as the guest is to stop."""
+        ...
+
+    def pause(self) -> bool:
+        """The engine's epoch has changed: wait for what is to be waited for; True when the guest is to stop."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -140,11 +145,33 @@ def _callback(hook: Any) -> Any:
     return ffi.wasmtime_func_unchecked_callback_t(call)
 
 
+def _at_epoch(_context: Any, number: int, further: Any, kind: Any) -> int:
+    """`wasmtime_store_epoch_deadline_callback`: go on until the next epoch, or end."""
+    guest = _guests[number]
+    try:
+        if not guest.pause():
+            further[0], kind[0] = 1, _CONTINUE
+            return 0
+    except Exception as error:  # noqa: BLE001  as above
+        guest.fail(error)
+    return ctypes.cast(ffi.wasmtime_error_new(_ENDED), ctypes.c_void_p).value or 0
+
+
 def _trap() -> int:
-    trap = ffi.wasmtime_trap_new(b"ended", len(b"ended"))
+    trap = ffi.wasmtime_trap_new(_ENDED, len(_ENDED))
     return ctypes.cast(trap, ctypes.c_void_p).value or 0
 
 
+_ENDED: Final = b"ended"
+_CONTINUE: Final = 0
+"""`WASMTIME_UPDATE_DEADLINE_CONTINUE` (wasmtime/store.h): run on at once."""
+_EPOCH_CALLBACK: Final = ctypes.CFUNCTYPE(
+    ctypes.c_size_t,
+    ctypes.POINTER(ffi.wasmtime_context_t),
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_uint64),
+    ctypes.POINTER(ffi.wasmtime_update_deadline_kind_t),
+)(_at_epoch)
 _NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _HOOKS: Final = (
     # Name, numbers of i32 parameters and results, implementation.
@@ -154,8 +181,11 @@ _HOOKS: Final = (
 
 
 @contextmanager
-def hooked(guest: HookedGuest, linker: wasmtime.Linker) -> Iterator[None]:
-    """Shadow the engine's functions in `linker` by ours; they work inside the block."""
+def hooked(guest: HookedGuest, linker: wasmtime.Linker) -> Iterator[Callable[[wasmtime.Store], None]]:
+    """Shadow the engine's functions in `linker` by ours; they work inside the block.
+
+    What it yields makes a store ask the guest at each epoch whether to go on, from the next one.
+    """
     number = next(_numbers)
     _guests[number] = guest
     try:
@@ -167,9 +197,14 @@ def hooked(guest: HookedGuest, linker: wasmtime.Linker) -> Iterator[None]:
             )
             if error:
                 raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do
-        yield
+        yield lambda store: _watch_epoch(store, number)
     finally:
         del _guests[number]
+
+
+def _watch_epoch(store: wasmtime.Store, number: int) -> None:
+    ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), _EPOCH_CALLBACK, number, _NO_FINALIZER)
+    store.set_epoch_deadline(1)
 
 
 def _i32s(count: int) -> list[wasmtime.ValType]:

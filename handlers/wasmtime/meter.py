@@ -54,5 +54,10 @@ class Meter:
             memory = self._memory[1].data_len(self._memory[0]) if self._memory is not None else 0
             return Metered(self._cpu(), memory)
 
+    def cpu_ns(self) -> int:
+        """CPU time only."""
+        with self._lock:
+            return self._cpu()
+
     def _cpu(self) -> int:
         return self._last.cpu_ns if self._clock is None else time.clock_gettime_ns(self._clock)

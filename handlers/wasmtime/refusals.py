@@ -134,7 +134,7 @@ _MOUNT_RULES: Final = (
 )
 
 
-_FIXED: Final = ("memory_limit_in_bytes", "cpu_quota", "cpu_period")
+_FIXED: Final = ("memory_limit_in_bytes",)
 """The engine's limit belongs to the guest's thread, which is in the guest."""
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -238,6 +239,60 @@ async def test_guests_run_at_a_lower_weight_and_under_their_name(bench: WasmBenc
     fields = (task / "stat").read_text().rpartition(")")[2].split()
     assert int(fields[16]) == os.getpriority(os.PRIO_PROCESS, 0) + 5  # proc_pid_stat(5): nice
     assert os.sched_getscheduler(int(task.name)) == os.SCHED_BATCH
+
+
+def quota(microseconds: int) -> pb.LinuxContainerResources:
+    return pb.LinuxContainerResources(cpu_quota=microseconds, cpu_period=100_000)
+
+
+async def share(bench: WasmBench, plan: ContainerPlan, seconds: float) -> float:
+    """CPU time per time of a guest, from now on."""
+    stats = bench.handler.stats(plan.id)
+    assert stats is not None
+    cpu, began = stats.cpu_ns, time.monotonic_ns()
+    await asyncio.sleep(seconds)
+    stats = bench.handler.stats(plan.id)
+    assert stats is not None
+    return (stats.cpu_ns - cpu) / (time.monotonic_ns() - began)
+
+
+async def test_a_guest_gets_no_more_cpu_than_its_quota(bench: WasmBench) -> None:
+    """Only upper bounds: what a loaded machine does not give cannot be had. The quota of the pod holds likewise."""
+    five = bench.artifact(wasm.SPIN, linux=pb.LinuxContainerConfig(resources=quota(5_000)))
+    of_pod = bench.artifact(wasm.SPIN)
+    config = pb.PodSandboxConfig(linux=pb.LinuxPodSandboxConfig(resources=quota(5_000)))
+    of_pod = replace(of_pod, pod=replace(of_pod.pod, config=config))
+    for plan in (five, of_pod):
+        await bench.begin(plan)
+    await asyncio.sleep(0.3)  # the first quota may be used at once
+    assert max(await asyncio.gather(*(share(bench, plan, 1.0) for plan in (five, of_pod)))) < 0.08
+    # Changed while it runs, both ways.
+    await bench.handler.update(five.id, quota(5_000), pb.LinuxContainerResources())
+    async with asyncio.timeout(10):
+        while await share(bench, five, 0.1) < 0.2:
+            pass
+    await bench.handler.update(five.id, pb.LinuxContainerResources(), quota(2_000))
+    await asyncio.sleep(0.3)
+    assert await share(bench, five, 1.0) < 0.05
+    # A guest that pays off its debt ends as promptly as any other.
+    before = time.monotonic()
+    await bench.handler.kill(five.id, signal.SIGTERM)
+    assert (await bench.end_of(five)).code == 143
+    assert time.monotonic() - before < 1.0
+
+
+async def test_a_sleeping_guest_with_a_quota_is_not_looked_at(bench: WasmBench) -> None:
+    plan = await bench.begin(bench.artifact(wasm.SLEEP, linux=pb.LinuxContainerConfig(resources=quota(5_000))))
+    await bench.said(plan, "going to sleep")
+    await asyncio.sleep(0.05)
+    (clock,) = (
+        time.pthread_getcpuclockid(t.ident) for t in threading.enumerate() if t.name == "wasm-throttle" and t.ident
+    )
+    used = time.clock_gettime_ns(clock)
+    await asyncio.sleep(0.3)
+    assert time.clock_gettime_ns(clock) - used < 1_000_000
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
 
 
 def guest_threads() -> list[Path]:

@@ -278,16 +278,17 @@ def test_a_running_module(shared_lab: Lab, registry: Registry) -> None:
     container = lab.cri.run(pod, config)
     thread = int(_thread(container).name)
     before = os.getpriority(os.PRIO_PROCESS, thread)
-    update(lab, container, cpu_shares=20, cpuset_cpus="0")
+    update(lab, container, cpu_shares=20, cpuset_cpus="0", cpu_quota=5000, cpu_period=50000)
     assert os.getpriority(os.PRIO_PROCESS, thread) > before
     assert os.sched_getaffinity(thread) == {0}
-    for field in ("memory_limit_in_bytes", "cpu_quota"):
-        with refused(grpc.StatusCode.UNIMPLEMENTED, field):
-            update(lab, container, **{field: 20 * MIB}, cpuset_cpus="1")
+    with refused(grpc.StatusCode.UNIMPLEMENTED, "memory_limit_in_bytes"):
+        update(lab, container, memory_limit_in_bytes=20 * MIB, cpuset_cpus="1")
     assert os.sched_getaffinity(thread) == {0}
     assert told(lab, container) == pb.LinuxContainerResources(
-        cpu_shares=20, cpuset_cpus="0", memory_limit_in_bytes=10 * MIB
+        cpu_shares=20, cpuset_cpus="0", cpu_quota=5000, cpu_period=50000, memory_limit_in_bytes=10 * MIB
     )
+    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+    assert '"quota": 5000' in lab.cri.runtime.ContainerStatus(request).info["info"]
 
 
 def test_a_created_module(lab: Lab, registry: Registry) -> None:
