@@ -76,7 +76,7 @@ async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerO
         base = await _base(config, layout, stack)
         gate = Gate()
         flows = Flows.build(base, options)
-        server = Server(listen, flows.runtime, flows.image, gate)
+        server = Server(listen, flows.runtime, flows.image, gate, admin=flows.admin)
         await server.start()
         stack.push_async_callback(flows.aclose)
         stack.push_async_callback(server.stop, DRAIN_SECONDS)

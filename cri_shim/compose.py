@@ -38,12 +38,14 @@ from cri_shim.flows.container_update import UpdateContainer
 from cri_shim.flows.exec_sync import ExecSync
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.image_admin import AdministerImages
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
+from cri_shim.flows.image_usage import ImageUsage
 from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
@@ -101,6 +103,7 @@ class Flows:
 
     runtime: Mapping[str, Flow]
     image: Mapping[str, Flow]
+    admin: Mapping[str, Flow]
     handlers: Handlers
     exits: Exits
     running: tuple[InFlight[Any, Any], ...]
@@ -168,7 +171,7 @@ class Flows:
             containers.remove.removals,
         )
         networks, sampler = (watch, settle), Sampler(stats)
-        return cls(runtime, images.methods, handlers, exits, running, recovery, networks, images, sampler)
+        return cls(runtime, images.methods, images.admin, handlers, exits, running, recovery, networks, images, sampler)
 
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""
@@ -244,9 +247,10 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
 
 @dataclass(frozen=True, slots=True)
 class ImageFlows:
-    """The ImageService."""
+    """The ImageService, and what the admin service has of images."""
 
     methods: Mapping[str, Flow]
+    admin: Mapping[str, Flow]
     collector: ImageCollector
     registry: Registry
     pull: PullImage
@@ -269,14 +273,24 @@ class ImageFlows:
         names = ImageNames(store.images)
         pull = PullImage(policy, registry, content, store.images, names, collector, puller)
         query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, time.time_ns)
+        removal = RemoveImage(store.images, collector)
         methods: dict[str, Flow] = {
             "PullImage": pull,
             "ListImages": query.list_images,
             "ImageStatus": query.image_status,
-            "RemoveImage": RemoveImage(store.images, collector),
+            "RemoveImage": removal,
             "ImageFsInfo": query.image_fs_info,
         }
-        return cls(methods, collector, registry, pull)
+        usage = ImageUsage(store.images, store.layers, content, lambda: _layers_in_use(store))
+        administer = AdministerImages(store, names, usage, removal, settings.pinned)
+        admin: dict[str, Flow] = {
+            "ListImages": administer.list_images,
+            "RemoveImage": administer.remove,
+            "TagImage": administer.tag,
+            "PinImage": administer.pin,
+            "PruneImages": administer.prune,
+        }
+        return cls(methods, admin, collector, registry, pull)
 
     async def repair(self) -> None:
         """Make records and disk agree."""

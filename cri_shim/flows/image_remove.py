@@ -30,8 +30,12 @@ class RemoveImage:
         if not request.image.image:
             raise InvalidArgument("image.image is empty")
         for record in find_images(self.images.values(), request.image.image):
-            await to_the_end(self._remove(record))
+            await self.remove(record)
         return pb.RemoveImageResponse()
+
+    async def remove(self, record: ImageRecord) -> None:
+        """Forget one image under all its names."""
+        await to_the_end(self._remove(record))
 
     async def _remove(self, record: ImageRecord) -> None:
         await self.images.delete(record.id)

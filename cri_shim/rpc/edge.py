@@ -5,10 +5,11 @@ Not a flow. Invariant: a client never sees an exception's type or trace, and the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -25,6 +26,8 @@ from cri_shim.spec import wellformed
 log = get_logger()
 
 Flow = Callable[[Any], Awaitable[Message]]
+StreamFlow = Callable[[Any], AsyncGenerator[Message]]
+"""Of a method whose answer is a stream; its generator is closed when the client leaves."""
 Context = grpc.aio.ServicerContext[Any, Any]
 _SLOW_SECONDS = 10.0
 _numbers = itertools.count(1)
@@ -60,7 +63,9 @@ class _Malformed:
         self.reason = reason
 
 
-def service_handler(service: ServiceDescriptor, flows: Mapping[str, Flow], gate: Gate) -> grpc.GenericRpcHandler:
+def service_handler(
+    service: ServiceDescriptor, flows: Mapping[str, Flow | StreamFlow], gate: Gate
+) -> grpc.GenericRpcHandler:
     """All methods of a service; those without a flow answer UNIMPLEMENTED."""
     unknown = set(flows) - {method.name for method in service.methods}
     if unknown:
@@ -70,15 +75,17 @@ def service_handler(service: ServiceDescriptor, flows: Mapping[str, Flow], gate:
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def _method(method: MethodDescriptor, flow: Flow | None, gate: Gate) -> grpc.RpcMethodHandler[Any, Any]:
+def _method(method: MethodDescriptor, flow: Flow | StreamFlow | None, gate: Gate) -> grpc.RpcMethodHandler[Any, Any]:
     parse = _parser(GetMessageClass(method.input_type))
+    maker = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
     if flow is None:
-        refuse = _refusal(method)
-        maker = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        return maker(refuse, request_deserializer=parse)
-    return grpc.unary_unary_rpc_method_handler(
-        _guarded(method.name, flow, gate), request_deserializer=parse, response_serializer=_serialize
+        return maker(_refusal(method), request_deserializer=parse)
+    guarded: Callable[[Any, Context], Any] = (
+        _guarded_stream(method.name, cast("StreamFlow", flow), gate)
+        if method.server_streaming
+        else _guarded(method.name, cast("Flow", flow), gate)
     )
+    return maker(guarded, request_deserializer=parse, response_serializer=_serialize)
 
 
 def _serialize(message: Message) -> bytes:
@@ -108,19 +115,13 @@ def _refusal(method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Non
 
 def _guarded(name: str, flow: Flow, gate: Gate) -> Callable[[Any, Context], Awaitable[Message]]:
     async def call(request: Any, context: Context) -> Message:
-        if gate.refusal:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, gate.refusal)
-        if isinstance(request, _Malformed):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
-        structlog.contextvars.bind_contextvars(rpc=name, request=f"{next(_numbers):x}", **_ids(request))
+        await _admit(name, request, gate, context)
         started = time.monotonic()
         try:
             wellformed.check(request)
             response = await flow(request)
         except Exception as error:
-            code, details = status_of(error)
-            _log_failure(error, code, details, time.monotonic() - started)
-            await context.abort(code, details)
+            await _fail(error, context, time.monotonic() - started)
             raise
         elapsed = time.monotonic() - started
         if elapsed > _SLOW_SECONDS:
@@ -130,6 +131,40 @@ def _guarded(name: str, flow: Flow, gate: Gate) -> Callable[[Any, Context], Awai
         return response
 
     return call
+
+
+def _guarded_stream(name: str, flow: StreamFlow, gate: Gate) -> Callable[[Any, Context], AsyncIterator[Message]]:
+    """As above; how long a stream lasts is the client's affair."""
+
+    async def call(request: Any, context: Context) -> AsyncIterator[Message]:
+        await _admit(name, request, gate, context)
+        started = time.monotonic()
+        try:
+            wellformed.check(request)
+            async with contextlib.aclosing(flow(request)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:
+            await _fail(error, context, time.monotonic() - started)
+            raise
+        log.debug("call", seconds=round(time.monotonic() - started, 4))
+
+    return call
+
+
+async def _admit(name: str, request: Any, gate: Gate, context: Context) -> None:
+    """Refuse what can be refused unseen, and give the call its number in the log."""
+    if gate.refusal:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, gate.refusal)
+    if isinstance(request, _Malformed):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
+    structlog.contextvars.bind_contextvars(rpc=name, request=f"{next(_numbers):x}", **_ids(request))
+
+
+async def _fail(error: Exception, context: Context, seconds: float) -> None:
+    code, details = status_of(error)
+    _log_failure(error, code, details, seconds)
+    await context.abort(code, details)
 
 
 def _ids(request: Message) -> dict[str, str]:

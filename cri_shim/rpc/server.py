@@ -1,4 +1,4 @@
-"""The gRPC server on the CRI socket.
+"""The gRPC server on the CRI socket: the two services of the CRI, and one of our own for the `cri-shim` command.
 
 Not what the RPCs do. Invariant: only root and the group of the socket can ever connect, and a socket file that somebody
 still listens on is never replaced.
@@ -15,18 +15,23 @@ from pathlib import Path
 import grpc.aio
 
 from cri_shim.model.errors import FailedPrecondition
+from cri_shim.pb import admin_pb2
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.rpc.edge import Flow, Gate, service_handler
+from cri_shim.rpc.edge import Flow, Gate, StreamFlow, service_handler
 
 MESSAGE_BYTES = 32 << 20
 """ExecSync may answer 16 MiB; gRPC's own limit is 4."""
 SOCKET_MODE = 0o660
 
 
-class Server:
-    """Both services on one socket."""
+Table = Mapping[str, Flow | StreamFlow]
+"""The flows of a service, by the name of the RPC."""
 
-    def __init__(self, path: Path, runtime: Mapping[str, Flow], image: Mapping[str, Flow], gate: Gate) -> None:
+
+class Server:
+    """All services on one socket."""
+
+    def __init__(self, path: Path, runtime: Table, image: Table, gate: Gate, *, admin: Table | None = None) -> None:
         self._path = path
         self._gate = gate
         self._server = grpc.aio.server(
@@ -36,11 +41,12 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        services = pb.DESCRIPTOR.services_by_name
+        cri = pb.DESCRIPTOR.services_by_name
         self._server.add_generic_rpc_handlers(
             (
-                service_handler(services["RuntimeService"], runtime, gate),
-                service_handler(services["ImageService"], image, gate),
+                service_handler(cri["RuntimeService"], runtime, gate),
+                service_handler(cri["ImageService"], image, gate),
+                service_handler(admin_pb2.DESCRIPTOR.services_by_name["Admin"], admin or {}, gate),
             )
         )
 

@@ -1,4 +1,4 @@
-"""The command line: `serve`, `config check|dump`, `version`. No logic of its own.
+"""The command line: the daemon, and what is asked of one that runs. No logic of its own.
 
 argparse, not a library: the daemon's start time and memory are features, and these few verbs need no more.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import cri_shim
+from cri_shim.cli import images
+from cri_shim.cli.connection import add_config
 from cri_shim.model.errors import CriShimError
 
 
@@ -33,26 +34,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the daemon")
-    _add_config(serve)
+    add_config(serve)
     serve.add_argument("--listen", metavar="SOCK", help="unix socket, instead of the configuration's")
     serve.set_defaults(run=_serve)
 
     config = commands.add_parser("config", help="check or print the configuration")
     verbs = config.add_subparsers(required=True, metavar="VERB")
     check = verbs.add_parser("check", help="exit 0 when the configuration is valid, else say what is wrong")
-    _add_config(check)
+    add_config(check)
     check.set_defaults(run=_config_check)
     dump = verbs.add_parser("dump", help="print the merged configuration with the origin of each value")
-    _add_config(dump)
+    add_config(dump)
     dump.set_defaults(run=_config_dump)
+
+    images.add_commands(commands)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", type=Path, help="default: /etc/cri-shim/config.yaml if it exists")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
