@@ -94,7 +94,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         print(_table(answer.removed), end="")
         print(f"would free {size(answer.freed)}")
         return 0
-    for image in answer.removed:
+    for image in sorted(answer.removed, key=_names):
         print(f"removed {_names(image)[0]}")
     print(f"freed {size(answer.freed)}")
     return 0
