@@ -94,6 +94,8 @@ def _one(name: str, section: Mapping[str, Any], origins: Origins) -> HandlerOpti
         linux_containers=getattr(options, "linux_containers", ""),
         container_handlers=tuple(getattr(options, "container_handlers", ())),
         allowed_annotations=tuple(getattr(options, "allowed_annotations", DEFAULT_ALLOWED_ANNOTATIONS)),
+        default_env=dict(getattr(options, "default_env", {})),
+        default_sysctls=dict(getattr(options, "default_sysctls", {})),
     )
     return HandlerOptions(name, module, options, rules)
 

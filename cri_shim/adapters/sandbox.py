@@ -18,7 +18,6 @@ from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.pod import SandboxPlan, host_network
 from cri_shim.spec.pod import namespaces as namespaces_of
 
-SHM_BYTES = 64 << 20
 _FILE_MODE = 0o644
 
 
@@ -117,6 +116,6 @@ def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan) -> None:
     shm = directory / "shm"
     shm.mkdir(mode=0o755)
     if plan.ipc:
-        mounts.tmpfs(shm, size=SHM_BYTES, mode=0o1777)
+        mounts.tmpfs(shm, size=plan.shm_bytes, mode=0o1777)
     else:
         mounts.bind(Path("/dev/shm"), shm)  # noqa: S108 (the pod asked for the node's IPC)

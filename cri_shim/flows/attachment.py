@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.quantity import parse_quantity
 from cri_shim.wire.cni import Attachment, PortMapping
 
 _INGRESS = "kubernetes.io/ingress-bandwidth"
 _EGRESS = "kubernetes.io/egress-bandwidth"
 _PROTOCOLS = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
-_QUANTITY = re.compile(r"([0-9]+)(k|M|G|T|Ki|Mi|Gi|Ti)?")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def attachment(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout) -> Attachment:
@@ -45,8 +42,8 @@ def _bandwidth(config: pb.PodSandboxConfig, key: str) -> int | None:
     text = config.annotations.get(key)
     if text is None:
         return None
-    quantity = _QUANTITY.fullmatch(text.strip())
+    quantity = parse_quantity(text)
     if quantity is None:
         msg = f"annotation {key}: {text!r} is not a quantity of bits per second"
         raise InvalidArgument(msg, hint="for example 10M")
-    return int(quantity[1]) * _UNITS[quantity[2] or ""]
+    return quantity

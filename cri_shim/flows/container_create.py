@@ -175,7 +175,8 @@ class CreateContainer:
         if handler.kind is Kind.LINUX and shares_pid(asked.pod_config):
             await self.infra.ensure(asked.pod, decision.handler)
         pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
-        process = process_plan(asked.config, pod.hostname, asked.image, files.users)
+        env = self.handlers.rules[decision.handler].default_env
+        process = process_plan(asked.config, pod.hostname, asked.image, files.users, env)
         placed = await self.image_volumes.mount(record, asked.config)
         if handler.kind is Kind.LINUX and root is not None and asked.image.config.volumes:
             taken = [mount.container_path for mount in placed.mounts]

@@ -58,7 +58,7 @@ class RunPod:
         if name not in self.runs and (pod := self._by_name(name)) is not None:
             return pb.RunPodSandboxResponse(pod_sandbox_id=_same(pod, request))
         rules = self.handlers.for_pod(request.runtime_handler)
-        plan = spec.plan_sandbox(request.config, self.node)
+        plan = spec.plan_sandbox(request.config, self.node, rules)
         if request.config.linux.cgroup_parent:
             cgroups_path_for_spec(request.config.linux.cgroup_parent, "check", self.cgroup_driver)
         pod_id = await self.runs.join(name, lambda: self._run(name, request, rules, plan), request)

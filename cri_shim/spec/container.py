@@ -53,7 +53,7 @@ def exec_process(process: Json, args: tuple[str, ...]) -> Json:
 
 
 def _process(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
-    """`process`. No rlimits: the CRI has none, a container inherits the daemon's."""
+    """`process`. The CRI has no rlimits: what the handler's configuration does not set is as the daemon has it."""
     process, wanted = plan.process, plan.config.linux.security_context
     user: Json = {"uid": process.user.uid, "gid": process.user.gid, "additionalGids": list(process.user.groups)}
     return {
@@ -65,14 +65,15 @@ def _process(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Jso
         "capabilities": security.capabilities(wanted, host),
         "noNewPrivileges": wanted.no_new_privs,
         "oomScoreAdj": resources.oom_score_adj(plan.config.linux.resources, host),
+        **_present("rlimits", [] if plan.infra else list(host.rlimits)),
         **_present("apparmorProfile", apparmor.profile_name(wanted, host, found)),
     }
 
 
 def _devices_and_resources(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
-    nodes, rules = devices.devices(plan.config, found)
+    nodes, rules = devices.devices(plan.config, host, found)
     return {"devices": nodes, "resources": {"devices": rules, **resources.resources(plan.config.linux.resources, host)}}
 
 
-def _present(key: str, value: Json | str | None) -> Json:
+def _present(key: str, value: Json | list[Json] | str | None) -> Json:
     return {key: value} if value else {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.facts import ContainerFacts, DeviceNode, Json
+from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json
 from cri_shim.spec.paths import rooted
 
 HOST_DEVICES = "/dev"
@@ -19,7 +19,7 @@ _DENY_ALL: Json = {"allow": False, "access": "rwm"}
 _ALLOW_ALL: Json = {"allow": True, "access": "rwm"}
 
 
-def devices(config: pb.ContainerConfig, found: ContainerFacts) -> tuple[list[Json], list[Json]]:
+def devices(config: pb.ContainerConfig, host: HostFacts, found: ContainerFacts) -> tuple[list[Json], list[Json]]:
     """`linux.devices` and `linux.resources.devices` (OCI runtime-spec, config-linux)."""
     nodes: dict[str, Json] = {}
     rules = [_DENY_ALL]
@@ -27,7 +27,7 @@ def devices(config: pb.ContainerConfig, found: ContainerFacts) -> tuple[list[Jso
         for device in found.devices.get(HOST_DEVICES, ()):
             path = rooted(f"{HOST_DEVICES}/{device.path}")
             nodes[path] = _node(path, device)
-        rules = [_ALLOW_ALL]
+        rules = [_ALLOW_ALL] if host.privileged_any_device else rules
     for path, access, device in _listed(config, found):
         nodes[path] = _node(path, device)
         rules.append(_rule(device, access))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cri_shim.model.entry import EntryKind
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
@@ -19,7 +19,7 @@ HANDLER_ANNOTATION = "cri-shim.io/handler."
 WASM_VARIANT = "module.wasm.image/variant"
 OCI_HANDLER = "run.oci.handler"
 
-DEFAULT_ALLOWED_ANNOTATIONS = ("listen", "stop", "isolation: process")
+DEFAULT_ALLOWED_ANNOTATIONS = ("listen", "stop", "isolation: process", "shm-size")
 
 
 class WasmMode(enum.Enum):
@@ -32,7 +32,7 @@ class WasmMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class HandlerRules:
-    """The part of a handler's configuration that dispatch reads."""
+    """The part of a handler's configuration that is for others than the handler."""
 
     name: str
     kind: Kind
@@ -40,6 +40,10 @@ class HandlerRules:
     linux_containers: str = ""
     container_handlers: tuple[str, ...] = ()
     allowed_annotations: tuple[str, ...] = DEFAULT_ALLOWED_ANNOTATIONS
+    default_env: Mapping[str, str] = field(default_factory=dict)
+    """Of every container; what the image says wins."""
+    default_sysctls: Mapping[str, str] = field(default_factory=dict)
+    """Of every pod with the namespaces for them; what the pod says wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +102,18 @@ def check_annotations(pod: HandlerRules, subject: Subject) -> None:
             if not key.startswith(ANNOTATION_PREFIX) or key.startswith(HANDLER_ANNOTATION):
                 continue
             name = key.removeprefix(ANNOTATION_PREFIX)
-            if name not in {"isolation", "listen", "stop"}:
+            if name not in {"isolation", "listen", "stop", "shm-size"}:
                 msg = f"unknown annotation {key!r}"
-                raise InvalidArgument(msg, hint="known: handler.<container>, isolation, listen, stop")
+                raise InvalidArgument(msg, hint="known: handler.<container>, isolation, listen, stop, shm-size")
             if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
                 msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
                 raise InvalidArgument(
                     msg, hint="the node's administrator lists it in the handler's allowed_annotations"
                 )
-            if (name, value) != ("isolation", "in-process"):
+            if name == "shm-size" and source is subject.container_annotations:
+                msg = f"annotation {key} is for pods: the containers of a pod share its /dev/shm"
+                raise InvalidArgument(msg)
+            if name != "shm-size" and (name, value) != ("isolation", "in-process"):
                 msg = f"annotation {key}: {value} is not supported by this version"
                 raise Unimplemented(msg)
 

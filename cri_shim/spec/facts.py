@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cri_shim.model.capabilities import DEFAULT_CAPABILITIES
 from cri_shim.spec.cdi import Edits
 from cri_shim.spec.cgroup_plan import Driver
 
@@ -42,6 +43,12 @@ class HostFacts:
     """Runtime and kernel know recursive read-only bind mounts."""
     min_memory: int = 0
     """Bytes that a container of this handler needs at least, by configuration."""
+    default_capabilities: frozenset[str] = DEFAULT_CAPABILITIES
+    """Of a container that neither adds nor drops any."""
+    rlimits: tuple[Json, ...] = ()
+    """`process.rlimits` of every container."""
+    privileged_any_device: bool = True
+    """Whether a privileged container may use devices that it does not ask for."""
 
 
 class Propagation(enum.Enum):

@@ -18,18 +18,18 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodName, PodRecord
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.dispatch import ANNOTATION_PREFIX, HandlerRules
 from cri_shim.spec.paths import check_path
+from cri_shim.spec.quantity import parse_quantity
+from cri_shim.spec.sysctls import sysctls
 
 MAX_NAME = 253  # a Kubernetes object name (DNS subdomain)
 MAX_HOSTNAME = 64  # Linux __NEW_UTS_LEN
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
-_SYSCTL = re.compile(r"[a-z0-9_-]+(?:[./][A-Za-z0-9_*-]+)+")
-_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
-_UNPRIVILEGED_DEFAULTS = {
-    # containerd's defaults: a pod's own network has no ports worth protecting from the pod itself.
-    "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
-}
+SHM_BYTES = 64 << 20
+SHM_SIZE = f"{ANNOTATION_PREFIX}shm-size"
+"""Annotation: the size of /dev/shm. The others are CRI-O's names for it."""
+_SHM_SIZES = (SHM_SIZE, "shm-size.crio.io", "io.kubernetes.cri-o.ShmSize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class SandboxPlan:
     uts: bool
     hostname: str
     sysctls: Mapping[str, str]
+    shm_bytes: int
+    """Of a /dev/shm of the pod's own."""
     resolv_conf: bytes | None
     """None: a copy of the host's."""
     log_directory: str
@@ -83,8 +85,8 @@ def check_name(field: str, value: str) -> None:
         raise InvalidArgument(msg)
 
 
-def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts) -> SandboxPlan:
-    """Check the request and say what to make. Raises what names the field."""
+def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts, rules: HandlerRules) -> SandboxPlan:
+    """Check the request and say what to make; `rules` are those of the pod's handler. Raises what names the field."""
     _check_fields(config)
     _check_security(config, node)
     if not node.root and not host_network(config):
@@ -98,7 +100,8 @@ def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts) -> SandboxPlan:
         ipc=own_ipc,
         uts=own_net,
         hostname=config.hostname if own_net and config.hostname else node.hostname,
-        sysctls=_sysctls(config.linux.sysctls, net=own_net, ipc=own_ipc),
+        sysctls=sysctls(config.linux.sysctls, rules.default_sysctls, net=own_net, ipc=own_ipc),
+        shm_bytes=_shm_bytes(config.annotations, rules, own_ipc=own_ipc),
         resolv_conf=resolv_conf(config.dns_config) if config.HasField("dns_config") else None,
         log_directory=config.log_directory,
     )
@@ -176,6 +179,23 @@ def _check_fields(config: pb.PodSandboxConfig) -> None:
         raise Unimplemented(msg)
 
 
+def _shm_bytes(annotations: Mapping[str, str], rules: HandlerRules, *, own_ipc: bool) -> int:
+    key = next((key for key in _SHM_SIZES if key in annotations), None)
+    if key is None:
+        return SHM_BYTES
+    size = parse_quantity(annotations[key])
+    if not size:
+        msg = f"annotation {key}: {annotations[key][:MAX_NAME]!r} is not a size"
+        raise InvalidArgument(msg, hint="for example 256Mi")
+    if SHM_SIZE.removeprefix(ANNOTATION_PREFIX) not in rules.allowed_annotations:
+        msg = f"annotation {key} is not allowed by handler {rules.name!r}"
+        raise InvalidArgument(msg, hint="the node's administrator lists shm-size in the handler's allowed_annotations")
+    if not own_ipc:
+        msg = f"annotation {key} needs an IPC namespace of the pod's own"
+        raise InvalidArgument(msg)
+    return size
+
+
 def _check_ports(mappings: Iterable[pb.PortMapping]) -> None:
     for mapping in mappings:
         if mapping.protocol not in pb.Protocol.values():
@@ -204,25 +224,3 @@ def _check_security(config: pb.PodSandboxConfig, node: NodeFacts) -> None:
     if security.apparmor.profile_type == pb.SecurityProfile.Localhost and not node.apparmor:
         msg = "linux.security_context.apparmor: AppArmor is not enabled on this node"
         raise FailedPrecondition(msg)
-
-
-def _sysctls(asked: Mapping[str, str], *, net: bool, ipc: bool) -> dict[str, str]:
-    """Only what belongs to the pod's own namespaces may be set."""
-    result = dict(_UNPRIVILEGED_DEFAULTS) if net else {}
-    for name, value in asked.items():
-        dotted = name.replace("/", ".")
-        if _SYSCTL.fullmatch(name) is None or ".." in name:
-            msg = f"linux.sysctls: {name!r} is not the name of a sysctl"
-            raise InvalidArgument(msg)
-        if dotted.startswith("net."):
-            allowed, namespace = net, "network"
-        elif dotted.startswith(_IPC_SYSCTLS):
-            allowed, namespace = ipc, "IPC"
-        else:
-            msg = f"linux.sysctls: {name} is not namespaced, it would change the whole node"
-            raise InvalidArgument(msg)
-        if not allowed:
-            msg = f"linux.sysctls: {name} needs a {namespace} namespace of the pod's own"
-            raise InvalidArgument(msg)
-        result[name] = value
-    return result

@@ -6,7 +6,7 @@ runtime adds a variable or an argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import ProcessPlan
@@ -21,7 +21,11 @@ MODULE_NAME = "module.wasm"
 
 
 def process_plan(
-    config: pb.ContainerConfig, hostname: str, image: ImageRecord, database: users.UserDatabase
+    config: pb.ContainerConfig,
+    hostname: str,
+    image: ImageRecord,
+    database: users.UserDatabase,
+    default_env: Mapping[str, str],
 ) -> ProcessPlan:
     """Resolve request, image and user database into one process (contract: CreateContainer).
 
@@ -34,7 +38,7 @@ def process_plan(
     check_length("working_dir", cwd)
     return ProcessPlan(
         args=process_args(config, image),
-        env=_environment(config, image, hostname, identity.home),
+        env=_environment(config, image, {"HOSTNAME": hostname, "HOME": identity.home, **default_env}),
         cwd=cwd,
         user=identity.user,
         tty=config.tty,
@@ -60,11 +64,9 @@ def process_args(config: pb.ContainerConfig, image: ImageRecord) -> tuple[str, .
     return words
 
 
-def _environment(config: pb.ContainerConfig, image: ImageRecord, hostname: str, home: str) -> tuple[str, ...]:
-    """Later ones win: defaults, HOSTNAME, the image's, the request's."""
-    merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home}
-    if config.tty:
-        merged["TERM"] = "xterm"
+def _environment(config: pb.ContainerConfig, image: ImageRecord, given: Mapping[str, str]) -> tuple[str, ...]:
+    """Later ones win: defaults, what is `given`, the image's, the request's."""
+    merged = {"PATH": DEFAULT_PATH, **({"TERM": "xterm"} if config.tty else {}), **given}
     merged.update(_image_variables(image))
     for variable in config.envs:
         name, value = _checked_variable(variable)

@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cri_shim.model import capabilities as known
+from cri_shim.model.capabilities import DEFAULT_CAPABILITIES
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.paths import check_path
 from cri_shim.spec.seccomp_default import default_profile
 
-# What the other CRI runtimes give when nothing is said.
-DEFAULT_CAPABILITIES = frozenset(
-    {
-        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
-        *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
-    }
-)
-
 _ALL = "ALL"
 _LOCALHOST = "localhost/"
 
 
-def wanted_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset[str]:
-    """What the request asks for, whoever has it: ALL first, then single additions, then single drops.
+def wanted_capabilities(
+    security: pb.LinuxContainerSecurityContext, default: frozenset[str] = DEFAULT_CAPABILITIES
+) -> frozenset[str]:
+    """What the request makes of the `default`, whoever has it: ALL first, then single additions, then single drops.
 
     InvalidArgument names a capability that Linux does not have.
     """
@@ -39,7 +34,7 @@ def wanted_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset
         asked.add_ambient_capabilities, "add_ambient_capabilities"
     )
     dropped = _names(asked.drop_capabilities, "drop_capabilities")
-    wanted = frozenset() if _ALL in dropped else DEFAULT_CAPABILITIES
+    wanted = frozenset() if _ALL in dropped else default
     if _ALL in added:
         wanted = frozenset(known.NAMES)
     return (wanted | (added - {_ALL})) - dropped
@@ -52,7 +47,7 @@ def added_capabilities(security: pb.LinuxContainerSecurityContext) -> frozenset[
 
 def capabilities(security: pb.LinuxContainerSecurityContext, host: HostFacts) -> Json:
     """`process.capabilities` (OCI runtime-spec, config). Clamped to the daemon's own set."""
-    given = wanted_capabilities(security) & host.capabilities
+    given = wanted_capabilities(security, host.default_capabilities) & host.capabilities
     ambient = _names(security.capabilities.add_ambient_capabilities, "add_ambient_capabilities")
     kept = given if _ALL in ambient else given & ambient
     everything, inherited = _formatted(given), _formatted(kept)
@@ -72,7 +67,8 @@ def seccomp(security: pb.LinuxContainerSecurityContext, host: HostFacts, found: 
     profile = seccomp_profile(security)
     match profile.profile_type:
         case pb.SecurityProfile.RuntimeDefault:
-            return default_profile(wanted_capabilities(security) & host.capabilities, host.machine)
+            given = wanted_capabilities(security, host.default_capabilities) & host.capabilities
+            return default_profile(given, host.machine)
         case pb.SecurityProfile.Localhost:
             return found.seccomp
         case _:

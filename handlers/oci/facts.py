@@ -25,6 +25,8 @@ from cri_shim.spec.cdi import Edits, device_names
 from cri_shim.spec.devices import HOST_DEVICES
 from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json, MountSource, Propagation
 from cri_shim.spec.security import seccomp_profile
+from cri_shim.spec.ulimits import parse_ulimits
+from handlers.oci.options import OciOptions
 
 _PROFILE_LIMIT: Final = 4 << 20
 _MOUNT_SETATTR_KERNEL: Final = (5, 12)
@@ -34,7 +36,7 @@ _CONSOLE: Final = "console"
 _RESTRICTIONS: Final = (("nosuid", os.ST_NOSUID), ("nodev", os.ST_NODEV), ("noexec", os.ST_NOEXEC))
 
 
-def host_facts(identity: Identity, context: HandlerContext, min_memory: int) -> HostFacts:
+def host_facts(identity: Identity, context: HandlerContext, options: OciOptions) -> HostFacts:
     """What is the same for every container of a runtime."""
     host = context.cgroups.host
     return HostFacts(
@@ -51,16 +53,21 @@ def host_facts(identity: Identity, context: HandlerContext, min_memory: int) -> 
         apparmor_parser=bool(context.apparmor.parser),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         recursive_read_only=identity.features.recursive_read_only and _kernel() >= _MOUNT_SETATTR_KERNEL,
-        min_memory=min_memory,
+        min_memory=options.min_memory,
+        default_capabilities=frozenset(options.default_capabilities),
+        rlimits=parse_ulimits(options.default_ulimits),
+        privileged_any_device=(
+            not options.privileged_without_host_devices or options.privileged_without_host_devices_all_devices_allowed
+        ),
     )
 
 
 def container_facts(
-    config: pb.ContainerConfig, cdi_dirs: Sequence[Path], apparmor_profiles: frozenset[str], apparmor_problem: str
+    config: pb.ContainerConfig, options: OciOptions, apparmor_profiles: frozenset[str], apparmor_problem: str
 ) -> ContainerFacts:
     """What the configuration of one container names on the host. FailedPrecondition for what is not there."""
     devices = {device.host_path: tuple(_devices(device.host_path)) for device in config.devices}
-    if config.linux.security_context.privileged:
+    if config.linux.security_context.privileged and not options.privileged_without_host_devices:
         devices[HOST_DEVICES] = tuple(_below(HOST_DEVICES))
     return ContainerFacts(
         sources=_sources(config.mounts),
@@ -68,7 +75,7 @@ def container_facts(
         seccomp=_localhost_profile(config.linux.security_context),
         apparmor_profiles=apparmor_profiles,
         apparmor_problem=apparmor_problem,
-        cdi=cdi.edits(names, cdi_dirs) if (names := device_names(config)) else Edits(),
+        cdi=cdi.edits(names, options.cdi_paths) if (names := device_names(config)) else Edits(),
     )
 
 

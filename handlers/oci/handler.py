@@ -36,6 +36,7 @@ from cri_shim.spec import resources, update
 from cri_shim.spec.facts import HostFacts, Json
 from cri_shim.wire.oci_state import execute_error, runtime_error
 from handlers.oci import facts
+from handlers.oci.options import OciOptions
 
 log = get_logger()
 
@@ -63,16 +64,6 @@ class _Change:
     oom_score_adj: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the configuration says of one handler."""
-
-    cdi_dirs: tuple[Path, ...] = ()
-    """Of these the later ones win."""
-    min_memory: int = 0
-    """Bytes; a lower limit is refused."""
-
-
 class OciHandler:
     """Runs Linux containers with one runtime."""
 
@@ -84,14 +75,14 @@ class OciHandler:
         runtime: OciRuntime,
         monitors: Monitors,
         context: HandlerContext,
-        settings: Settings = Settings(),
+        options: OciOptions,
     ) -> None:
         self.name = name
         self.features = Features()
         self._runtime = runtime
         self._monitors = monitors
         self._context = context
-        self._settings = settings
+        self._options = options
         self._containers: dict[ContainerId, _Container] = {}
         self._host: HostFacts | None = None
         self._clamped: set[str] = set()
@@ -100,7 +91,7 @@ class OciHandler:
         """Ask the runtime what it is able to do, for `features`; the first `create` does it too."""
         if self._host is None:
             identity, _ = await asyncio.gather(self._runtime.identity(), self._context.apparmor.load())
-            host = await asyncio.to_thread(facts.host_facts, identity, self._context, self._settings.min_memory)
+            host = await asyncio.to_thread(facts.host_facts, identity, self._context, self._options)
             self.features = Features(recursive_read_only_mounts=host.recursive_read_only)
             self._host = host
 
@@ -250,7 +241,7 @@ class OciHandler:
         if plan.rootfs is None:
             self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
         problem = self._context.apparmor.problem
-        found = facts.container_facts(plan.config, self._settings.cdi_dirs, profiles, problem)
+        found = facts.container_facts(plan.config, self._options, profiles, problem)
         document = spec.build(plan, self._host, found)
         self._say_what_was_clamped(plan)
         launch.files.config.write_bytes(msgspec.json.encode(document))

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from cri_shim.model.capabilities import DEFAULT_CAPABILITIES
 from cri_shim.model.errors import CriShimError, InvalidArgument, Unimplemented
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.apparmor import asked_profile
-from cri_shim.spec.security import DEFAULT_CAPABILITIES, seccomp_profile, wanted_capabilities
+from cri_shim.spec.security import seccomp_profile, wanted_capabilities
 
 _SECURITY: Final = "linux.security_context"
 _NAMESPACES: Final = f"{_SECURITY}.namespace_options"

@@ -51,6 +51,7 @@ COMPAT = {"module.wasm.image/variant": "compat-smart"}
         ("free", replace(FILE, pod_annotations={"cri-shim.io/handler.app": "wasm"}), "wasm", True),
         ("free", replace(FILE, pod_annotations={"cri-shim.io/handler.other": "wasm"}), None, True),
         ("free", replace(LINUX, pod_annotations={"cri-shim.io/isolation": "in-process"}), "free", False),
+        ("runc", replace(LINUX, pod_annotations={"cri-shim.io/shm-size": "1Gi"}), "runc", False),
     ],
 )
 def test_decision(pod: str, subject: Subject, handler: str | None, wasm: bool) -> None:
@@ -75,6 +76,8 @@ def test_decision(pod: str, subject: Subject, handler: str | None, wasm: bool) -
         ("runc", replace(FILE, pod_annotations={"cri-shim.io/handler.app": "runc"}), InvalidArgument, "is Wasm"),
         ("runc", replace(LINUX, pod_annotations={"cri-shim.io/nonsense": "1"}), InvalidArgument, "nonsense"),
         ("runc", replace(LINUX, pod_annotations={"cri-shim.io/isolation": "in-process"}), InvalidArgument, "allowed"),
+        ("runc", replace(LINUX, container_annotations={"cri-shim.io/shm-size": "1Gi"}), InvalidArgument, "for pods"),
+        ("free", replace(LINUX, pod_annotations={"cri-shim.io/shm-size": "1Gi"}), InvalidArgument, "allowed"),
         ("wasm", replace(FILE, pod_annotations={"cri-shim.io/listen": "80"}), Unimplemented, "cri-shim.io/listen"),
     ],
 )

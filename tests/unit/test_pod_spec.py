@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.handler import Kind
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container_request, pod
+from cri_shim.spec.dispatch import HandlerRules
 
 NODE = NodeFacts(hostname="node-1", boot_id="b", root=True)
+RULES = HandlerRules("runc", Kind.LINUX)
 
 
 def _config(**fields: object) -> pb.PodSandboxConfig:
@@ -31,16 +34,49 @@ def _namespaces(**options: object) -> pb.LinuxPodSandboxConfig:
 
 
 def test_a_bare_pod_gets_everything_of_its_own() -> None:
-    plan = pod.plan_sandbox(_config(), NODE)
+    plan = pod.plan_sandbox(_config(), NODE, RULES)
     assert (plan.net, plan.ipc, plan.uts, plan.hostname) == (True, True, True, "node-1")
     assert plan.sysctls["net.ipv4.ip_unprivileged_port_start"] == "0"
     assert plan.resolv_conf is None
 
 
 def test_the_host_network_brings_the_hosts_name() -> None:
-    plan = pod.plan_sandbox(_config(hostname="mine", linux=_namespaces(network=pb.NODE, ipc=pb.NODE)), NODE)
+    plan = pod.plan_sandbox(_config(hostname="mine", linux=_namespaces(network=pb.NODE, ipc=pb.NODE)), NODE, RULES)
     assert (plan.net, plan.ipc, plan.uts, plan.hostname) == (False, False, False, "node-1")
     assert plan.sysctls == {}
+
+
+def test_default_sysctls_are_of_the_pods_own_namespaces_and_give_way() -> None:
+    defaults = {
+        "net.core.somaxconn": "4096",
+        "kernel.shm_rmid_forced": "1",
+        "net.ipv4.ip_unprivileged_port_start": "80",
+    }
+    rules = HandlerRules("runc", Kind.LINUX, default_sysctls=defaults)
+    linux = pb.LinuxPodSandboxConfig(sysctls={"net.core.somaxconn": "128"})
+    assert pod.plan_sandbox(_config(linux=linux), NODE, rules).sysctls == {
+        "net.ipv4.ip_unprivileged_port_start": "80",
+        "net.ipv4.ping_group_range": "0 2147483647",
+        "net.core.somaxconn": "128",
+        "kernel.shm_rmid_forced": "1",
+    }
+    hosts = pod.plan_sandbox(_config(linux=_namespaces(network=pb.NODE)), NODE, rules)
+    assert hosts.sysctls == {"kernel.shm_rmid_forced": "1"}
+
+
+@pytest.mark.parametrize("name", ["cri-shim.io/shm-size", "shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"])
+def test_the_size_of_shared_memory(name: str) -> None:
+    assert pod.plan_sandbox(_config(), NODE, RULES).shm_bytes == 64 << 20
+    asked = _config(annotations={name: "1Gi"})
+    assert pod.plan_sandbox(asked, NODE, RULES).shm_bytes == 1 << 30
+    for value in ("", "0", "-1", "much", "1.5Gi"):
+        with pytest.raises(InvalidArgument, match=f"annotation {name}: .* is not a size"):
+            pod.plan_sandbox(_config(annotations={name: value}), NODE, RULES)
+    with pytest.raises(InvalidArgument, match=f"annotation {name} is not allowed by handler 'strict'"):
+        pod.plan_sandbox(asked, NODE, HandlerRules("strict", Kind.LINUX, allowed_annotations=()))
+    asked.linux.security_context.namespace_options.ipc = pb.NODE
+    with pytest.raises(InvalidArgument, match=f"annotation {name} needs an IPC namespace"):
+        pod.plan_sandbox(asked, NODE, RULES)
 
 
 def test_context_paths_follow_from_the_id() -> None:
@@ -80,7 +116,7 @@ def test_resolv_conf_is_in_the_order_that_resolvers_read() -> None:
 )
 def test_refusals_name_the_field(config: pb.PodSandboxConfig, error: type[CriShimError], field: str) -> None:
     with pytest.raises(error, match=field):
-        pod.plan_sandbox(config, NODE)
+        pod.plan_sandbox(config, NODE, RULES)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 254, "a\nb"])
@@ -95,14 +131,14 @@ def test_host_sysctls_need_own_namespaces() -> None:
     linux = _namespaces(network=pb.NODE)
     linux.sysctls["net.ipv4.ip_forward"] = "1"
     with pytest.raises(InvalidArgument, match="network namespace"):
-        pod.plan_sandbox(_config(linux=linux), NODE)
+        pod.plan_sandbox(_config(linux=linux), NODE, RULES)
 
 
 def test_without_root_only_the_nodes_network() -> None:
     laptop = NodeFacts(hostname="h", boot_id="b", root=False)
     with pytest.raises(FailedPrecondition, match="NODE"):
-        pod.plan_sandbox(_config(), laptop)
-    pod.plan_sandbox(_config(linux=_namespaces(network=pb.NODE)), laptop)
+        pod.plan_sandbox(_config(), laptop, RULES)
+    pod.plan_sandbox(_config(linux=_namespaces(network=pb.NODE)), laptop, RULES)
 
 
 @pytest.mark.parametrize("path", ["../x.log", "/etc/passwd", "a/../../x", "."])

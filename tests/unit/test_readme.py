@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cri_shim.config import Config
-from handlers.oci import OciOptions
+from handlers.oci.options import OciOptions
 from handlers.wasmtime.options import WasmtimeOptions
 from tests.support import markdown
 

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from cri_shim.model.capabilities import NAMES
+from cri_shim.model.capabilities import DEFAULT_CAPABILITIES, NAMES
 from cri_shim.model.container import User
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
 from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
@@ -21,7 +21,6 @@ from cri_shim.spec import container, infra
 from cri_shim.spec.apparmor import DEFAULT_PROFILE
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.facts import ContainerFacts, DeviceNode, HostFacts, Json, MountSource, Propagation
-from cri_shim.spec.security import DEFAULT_CAPABILITIES
 
 LAYOUT = Layout(Path("/root"), Path("/state"))
 HOST = HostFacts(

@@ -31,7 +31,7 @@ def image(config: ImageConfig | None = None, *, wasm: bool = False) -> ImageReco
 
 
 def plan(config: pb.ContainerConfig, of: ImageRecord | None = None) -> ProcessPlan:
-    return process_plan(config, "pod-name", of or image(), UserDatabase())
+    return process_plan(config, "pod-name", of or image(), UserDatabase(), {})
 
 
 @pytest.mark.parametrize(

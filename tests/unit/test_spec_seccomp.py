@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from cri_shim.model.capabilities import DEFAULT_CAPABILITIES
 from cri_shim.spec.facts import Json
 from cri_shim.spec.seccomp_default import default_profile
-from cri_shim.spec.security import DEFAULT_CAPABILITIES
 
 NEVER = {"kexec_load", "io_uring_setup", "keyctl", "add_key", "userfaultfd", "swapon", "nfsservctl", "move_pages"}
 

@@ -1,0 +1,127 @@
+"""What the configuration of a handler gives its containers, as a process inside sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri_shim.pb import api_pb2 as pb
+from tests.conftest import MakeDaemon
+from tests.e2e.conftest import Lab
+from tests.support.expect import refused
+
+pytestmark = [pytest.mark.root, pytest.mark.parametrize("runtime", ["runc", "crun"])]
+
+TUNED: dict[str, Any] = {
+    "default_capabilities": ["KILL", "CHOWN"],
+    "default_env": {"PROXY": "http://proxy", "PATH": "/bin:/opt", "HOME": "/default"},
+    "default_sysctls": {"net.core.somaxconn": "99", "kernel.shm_rmid_forced": "1"},
+    "default_ulimits": ["nofile=100:200", "core=0"],
+}
+
+
+@pytest.fixture(scope="module")
+def option_lab(make_shared_daemon: MakeDaemon, busybox: str) -> Iterator[Lab]:
+    handlers: dict[str, Any] = {}
+    for runtime in ("runc", "crun"):
+        plain = {"kind": "oci", "path": runtime}
+        handlers |= {
+            runtime: plain,
+            f"{runtime}-tuned": {**plain, **TUNED},
+            f"{runtime}-strict": {**plain, "allowed_annotations": []},
+            f"{runtime}-bare": {**plain, "privileged_without_host_devices": True},
+            f"{runtime}-any": {
+                **plain,
+                "privileged_without_host_devices": True,
+                "privileged_without_host_devices_all_devices_allowed": True,
+            },
+        }
+    daemon = make_shared_daemon({"default_handler": "runc", "handlers": handlers})
+    with daemon.client() as cri:
+        cri.pull(busybox)
+        yield Lab(daemon, cri, busybox, "")
+
+
+@pytest.fixture
+def lab(option_lab: Lab) -> Iterator[Lab]:
+    yield option_lab
+    option_lab.cri.remove_all_pods()
+
+
+def test_limits_of_processes(lab: Lab, runtime: str) -> None:
+    script = "grep -E '^Max (open|core)' /proc/self/limits | tr -s ' '"
+    config = lab.shell(f"{script}; exec sleep 1000")
+    container = lab.cri.run(lab.pod(f"{runtime}-tuned"), config)
+    expected = ["Max core file size 0 0 bytes ", "Max open files 100 200 files "]
+    lab.cri.wait_log(container, "open files")
+    assert [line.text for line in lab.cri.log(container)] == expected
+    assert lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines() == expected
+    own = [" ".join(line.split()) for line in Path(f"/proc/{lab.daemon.pid}/limits").read_text().splitlines()]
+    inherited = lab.say(lab.pod(runtime), "grep '^Max open' /proc/self/limits | tr -s ' '")
+    assert [line.strip() for line in inherited] == [line for line in own if line.startswith("Max open")]
+
+
+def test_variables_give_way_to_image_and_request(lab: Lab, runtime: str) -> None:
+    pod = lab.pod(f"{runtime}-tuned")
+    assert lab.say(pod, "echo $PROXY $HOME") == ["http://proxy /default"]
+
+    def ask(config: pb.ContainerConfig) -> None:
+        config.envs.add(key="PROXY", value=b"own")
+
+    assert lab.say(pod, "echo $PROXY", ask, name="own") == ["own"]
+
+
+def test_capabilities(lab: Lab, runtime: str) -> None:
+    script = "grep CapBnd /proc/self/status"
+    mask = (1 << 0) | (1 << 5)  # CHOWN, KILL
+    pod = lab.pod(f"{runtime}-tuned")
+    assert lab.say(pod, script) == [f"CapBnd:\t{mask:016x}"]
+
+    def ask(config: pb.ContainerConfig) -> None:
+        config.linux.security_context.capabilities.drop_capabilities.append("KILL")
+
+    assert lab.say(pod, script, ask, name="less") == [f"CapBnd:\t{1:016x}"]
+
+
+def test_sysctls(lab: Lab, runtime: str) -> None:
+    script = "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced"
+    assert lab.say(lab.pod(f"{runtime}-tuned", network=pb.POD), script) == ["99", "1"]
+    config = lab.pod_config(network=pb.POD)
+    config.linux.sysctls["net.core.somaxconn"] = "77"
+    assert lab.say(lab.pod(f"{runtime}-tuned", config=config), script) == ["77", "1"]
+    # What is the node's stays.
+    of_node = Path("/proc/sys/net/core/somaxconn").read_text().strip()
+    assert lab.say(lab.pod(f"{runtime}-tuned"), script) == [of_node, "1"]
+
+
+def test_privileged_without_the_nodes_devices(lab: Lab, runtime: str) -> None:
+    """Held by the devices cgroup too: the container could make any node."""
+    script = "test -e /dev/kmsg && echo there; mknod /made c 1 11 && (: >/made) 2>/dev/null && echo opened; true"
+
+    def said(handler: str) -> list[str]:
+        config = lab.pod_config()
+        config.linux.security_context.privileged = True
+
+        def ask(config: pb.ContainerConfig) -> None:
+            config.linux.security_context.privileged = True
+
+        return lab.say(lab.pod(handler, config=config), script, ask)
+
+    assert said(runtime) == ["there", "opened"]
+    assert said(f"{runtime}-bare") == []
+    assert said(f"{runtime}-any") == ["opened"]
+
+
+def test_the_size_of_shared_memory(lab: Lab, runtime: str) -> None:
+    script = "df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2"
+    assert lab.say(lab.pod(runtime), script) == [str(64 << 10)]
+    config = lab.pod_config()
+    config.annotations["cri-shim.io/shm-size"] = "200Mi"
+    assert lab.say(lab.pod(runtime, config=config), script) == [str(200 << 10)]
+    config.metadata.attempt += 1
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "shm-size is not allowed by handler"):
+        lab.pod(f"{runtime}-strict", config=config)
