@@ -259,8 +259,11 @@ class ImageFlows:
     def build(cls, base: Base, handlers: Handlers) -> ImageFlows:
         """Wire everything; nothing runs yet."""
         store, layout, settings = base.store, base.layout, base.config.images
-        content, layers = Content(layout), Layers(layout, base.zygote, privileged=base.node.root)
-        collector = ImageCollector(store.images, store.layers, content, layers, lambda: _layers_in_use(store))
+        content, downloads = Content(layout), settings.max_parallel_downloads
+        layers = Layers(layout, base.zygote, privileged=base.node.root, workers=downloads + 1)
+        collector = ImageCollector(
+            store.images, store.layers, content, layers, store.pulls, lambda: _layers_in_use(store), time.time_ns
+        )
         registry = Registry([Path(directory) for directory in settings.registry_config])
         policy = PullPolicy(
             host=host_platforms(platform.machine()),
@@ -269,7 +272,7 @@ class ImageFlows:
             wants_wasm=lambda request: _wants_wasm(handlers, request),
             now=time.time_ns,
         )
-        puller = LayerPuller(layout, content, layers, store.layers, collector, settings.max_parallel_downloads)
+        puller = LayerPuller(layout, content, layers, store.layers, collector, downloads)
         names = ImageNames(store.images)
         pull = PullImage(policy, registry, content, store.images, names, collector, puller)
         query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, time.time_ns)
@@ -293,11 +296,13 @@ class ImageFlows:
         return cls(methods, admin, collector, registry, pull)
 
     async def repair(self) -> None:
-        """Make records and disk agree."""
+        """Make records and disk agree, and keep what failed pulls leave within its bounds."""
         await self.collector.repair()
+        self.collector.start()
 
     async def aclose(self) -> None:
         """Close the connections to registries."""
+        await self.collector.aclose()
         await self.registry.aclose()
 
 

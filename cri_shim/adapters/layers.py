@@ -25,7 +25,7 @@ from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.wire.oci_image import Layer
 
-_TASK_SECONDS: Final = 1800.0
+_SETTLE_SECONDS: Final = 1800.0
 _ARCHIVE_ERRORS: Final = frozenset({"LayerFormatError", "StreamError", "TreeError"})
 _PLAIN_ROOT: Final = (0o755, 0, 0)
 
@@ -56,15 +56,17 @@ class Unpacked:
 
 
 class Layers:
-    """The layer directory. `privileged`: without root nothing can be unpacked, since owners could not be kept."""
+    """The layer directory. `privileged`: without root nothing can be unpacked, since owners could not be kept.
 
-    def __init__(self, layout: Layout, zygote: Zygote, *, privileged: bool) -> None:
+    `workers` unpackers at once; more than there are downloads, or those that wait for a slow one keep out all others.
+    """
+
+    def __init__(self, layout: Layout, zygote: Zygote, *, privileged: bool, workers: int = 4) -> None:
         self._layout = layout
         self._zygote = zygote
         self._privileged = privileged
         self._numbers = itertools.count(1)
-        # More at once would only wait for each other.
-        self._workers = asyncio.Semaphore(max(2, min(os.cpu_count() or 1, 4)))
+        self._workers = asyncio.Semaphore(workers)
 
     async def open(self, known: Iterable[LayerRecord]) -> frozenset[int]:
         """Remove what no record names and return the numbers that are there."""
@@ -83,8 +85,9 @@ class Layers:
             hint = "run the daemon as root, or use Wasm images"
             raise FailedPrecondition(f"{what}: a daemon without root cannot unpack Linux layers", hint=hint)
 
-    async def unpack(self, blob: Path, layer: Layer, what: str) -> Unpacked:
-        """Apply the verified blob of a layer to a new directory.
+    async def unpack(self, blob: tuple[int, int], layer: Layer, what: str) -> Unpacked:
+        """Apply the blob of a layer to a new directory. The blob is a file that may still be growing, and a pipe: a
+        byte means that there is more of it, its end that there is all.
 
         Raises PullError that names the entry for what is wrong with the archive, ResourceExhausted for a full disk,
         FailedPrecondition without root. Leaves nothing then; a result is for `commit` or `discard`.
@@ -94,8 +97,7 @@ class Layers:
         directory = self._layout.layers / f"{number}.tmp"
         try:
             async with self._workers:
-                arguments = {"compressed": layer.gzip}
-                result = await self._run("unpack", arguments, (blob, directory), what)
+                result = await self._run("unpack", {}, (directory,), what, given=blob)
             unpacked = Unpacked(layer, what, number, directory, msgspec.convert(result, _Report))
             if unpacked.report.diff_id != layer.diff_id:
                 msg = f"{what}: expected content with diff ID {layer.diff_id}, it is {unpacked.report.diff_id}"
@@ -123,7 +125,9 @@ class Layers:
                 "root_opaque": report.root_opaque,
             }
             lowers = [self.path(record) for record in reversed(below)]
-            added = await self._run("settle", arguments, (unpacked.directory, *lowers), unpacked.what)
+            added = await self._run(
+                "settle", arguments, (unpacked.directory, *lowers), unpacked.what, timeout=_SETTLE_SECONDS
+            )
             size, inodes = size + added["size"], inodes + added["inodes"]
         await asyncio.to_thread(unpacked.directory.rename, self._layout.layer(unpacked.number))
         return LayerRecord(
@@ -148,16 +152,25 @@ class Layers:
         """True when the root directory is as it is without an entry for it: 0755, root, no xattrs."""
         return await asyncio.to_thread(_has_plain_root, self.path(record))
 
-    async def _run(self, task: str, arguments: Mapping[str, Any], paths: Sequence[Path], what: str) -> dict[str, Any]:
-        """One unpacker over the paths, as descriptors in this order; a `.tmp` directory is made."""
+    async def _run(
+        self,
+        task: str,
+        arguments: Mapping[str, Any],
+        paths: Sequence[Path],
+        what: str,
+        *,
+        given: Sequence[int] = (),
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """One unpacker over the paths, as descriptors in this order, then `given`; a `.tmp` directory is made."""
         name = f"cri_shim.zygote.{task}:{task}"
         with disk_errors(self._layout.root):
             fds = await asyncio.to_thread(_open_all, paths)
         try:
             try:
-                return await self._zygote.run(name, arguments, fds, timeout=_TASK_SECONDS)
+                return await self._zygote.run(name, arguments, (*fds, *given), timeout=timeout)
             except ZygoteLostError:
-                return await self._zygote.run(name, arguments, fds, timeout=_TASK_SECONDS)
+                return await self._zygote.run(name, arguments, (*fds, *given), timeout=timeout)
         except TaskError as error:
             raise self._explained(error, what) from error
         except Internal as error:

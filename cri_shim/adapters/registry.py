@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cri_shim.adapters.content import Ingest, disk_errors
+from cri_shim.adapters.content import Ingest, WrongContentError
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.model.errors import FailedPrecondition, PullError
 from cri_shim.model.ids import Digest
@@ -29,7 +29,10 @@ from cri_shim.wire.registry import (
     Credentials,
     Exchange,
     Failure,
+    RangeError,
     RegistryError,
+    Retries,
+    content_start,
 )
 from cri_shim.wire.registry_hosts import (
     FILE_NAME,
@@ -52,6 +55,7 @@ MAX_MANIFEST: Final = 4 << 20
 _BATCH: Final = 1 << 19
 """Bytes that are handed to a thread at once, to be hashed and written."""
 _CONNECT_SECONDS: Final = 30.0
+_DELAYS: Final = (0.2, 1.0)
 _ERROR_BODY: Final = 1 << 14
 
 
@@ -67,7 +71,11 @@ class Document:
 class Registry:
     """One HTTP session for all registries, made at the first pull."""
 
-    def __init__(self, config_dirs: Sequence[Path], *, stall_seconds: float = 60.0) -> None:
+    def __init__(
+        self, config_dirs: Sequence[Path], *, stall_seconds: float = 60.0, delays: Sequence[float] = _DELAYS
+    ) -> None:
+        self.delays = tuple(delays)
+        """Seconds before each new attempt at what fails and may pass."""
         self._config_dirs = tuple(config_dirs)
         self._stall_seconds = stall_seconds
         self._session: aiohttp.ClientSession | None = None
@@ -98,7 +106,7 @@ class Registry:
                 )
             async with response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                content = Body(host, response, headers)
+                content = Body(host, response, Answer(response.status, headers))
                 words = b""
                 if exchange.wants_body or response.status >= 400:
                     words = await content.read(MAX_TOKEN_ANSWER if exchange.wants_body else _ERROR_BODY)
@@ -137,7 +145,12 @@ class Body:
 
     host: RegistryHost
     response: aiohttp.ClientResponse
-    headers: Mapping[str, str]
+    answer: Answer
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in lower case."""
+        return self.answer.headers
 
     @property
     def length(self) -> int | None:
@@ -167,6 +180,10 @@ class Repository:
         self._registry = registry
         self._conversations = tuple(conversations)
         self._ref = ref
+        self._sources: dict[Digest, Conversation] = {}
+        """Who has sent the last of a blob."""
+        self._liars: set[Conversation] = set()
+        """Who has sent a blob that was wrong: the last to be asked."""
 
     async def resolve(self) -> Document:
         """The manifest or index that the reference stands for. Raises PullError."""
@@ -179,19 +196,51 @@ class Repository:
         """A manifest or index by digest. Raises PullError."""
         return await self._ask(Capability.PULL, lambda host: self._manifest(host, digest, digest))
 
-    async def blob(self, ingest: Ingest, root: Path) -> None:
-        """Stream a blob into `ingest`, which is not finished by this. Raises PullError, ResourceExhausted."""
-        with disk_errors(root):
-            await self._ask(Capability.PULL, lambda host: self._blob(host, ingest))
+    async def blob(self, ingest: Ingest) -> None:
+        """Complete and verify a blob, from where `ingest` is. Raises PullError, ResourceExhausted.
 
-    async def _ask(self, capability: Capability, attempt: Callable[[Conversation], Awaitable[T]]) -> T:
+        WrongContentError: the ingest is of no more use; a new one may get the right content, from another host or
+        over one connection (`worth_another`).
+        """
+        try:
+            if ingest.received < ingest.size or not ingest.size:
+                await self._ask(Capability.PULL, lambda host: self._blob(host, ingest), lambda: ingest.received)
+            await asyncio.to_thread(ingest.verify)
+        except WrongContentError as error:
+            source = self._sources.get(ingest.digest)
+            if source is not None and not error.pieced:
+                self._liars.add(source)
+            raise
+
+    def worth_another(self, error: WrongContentError) -> bool:
+        """Whether the next attempt at a blob that was wrong will be different."""
+        pullable = {each for each in self._conversations if Capability.PULL in each.host.capabilities}
+        return error.pieced or bool(pullable - self._liars)
+
+    async def _ask(
+        self, capability: Capability, attempt: Callable[[Conversation], Awaitable[T]], received: Callable[[], int] = int
+    ) -> T:
+        """Ask all hosts in turn, and again as long as that makes sense."""
+        retries = Retries(self._registry.delays)
+        while True:
+            before = received()
+            try:
+                return await self._ask_hosts(capability, attempt)
+            except RegistryError as error:
+                delay = retries.delay(error, progressed=received() > before)
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+
+    async def _ask_hosts(self, capability: Capability, attempt: Callable[[Conversation], Awaitable[T]]) -> T:
         """The first host that answers; with none, the error of the last one, which is the registry itself."""
         failed: list[tuple[RegistryHost, RegistryError]] = []
-        for conversation in self._conversations:
-            if capability not in conversation.host.capabilities:
-                continue
+        hosts = [each for each in self._conversations if capability in each.host.capabilities]
+        for conversation in [each for each in hosts if each not in self._liars] or hosts:
             try:
                 return await attempt(conversation)
+            except WrongContentError:
+                raise
             except RegistryError as error:
                 failed.append((conversation.host, error))
         if not failed:
@@ -203,7 +252,9 @@ class Repository:
         others = "; ".join(f"{host.authority}: {error.cause}" for host, error in mirrors)
         hint = f"{last.hint}; " if last.hint else ""
         cause = last.cause.removeprefix(UNAVAILABLE_PREFIX)
-        raise RegistryError(last.failure, cause, hint=f"{hint}before that, {others}") from last
+        raise RegistryError(
+            last.failure, cause, hint=f"{hint}before that, {others}", retry_after=last.retry_after
+        ) from last
 
     async def _manifest(self, conversation: Conversation, reference: str, expected: Digest | None) -> Document:
         async with self._registry.open(conversation.manifest(reference), conversation.host) as content:
@@ -220,26 +271,45 @@ class Repository:
         return Document(body, media_type, digest)
 
     async def _blob(self, conversation: Conversation, ingest: Ingest) -> None:
-        if ingest.received:
-            await asyncio.to_thread(ingest.restart)
-        host = conversation.host
+        had = ingest.received
         try:
-            async with self._registry.open(conversation.blob(ingest.digest), host) as content:
-                if content.length is not None and content.length != ingest.size:
-                    says = f"registry {host.authority} announces {content.length}"
-                    raise RegistryError(Failure.OTHER, f"expected {ingest.size} bytes, {says}")
-                await _stream(content, ingest)
+            try:
+                await self._transfer(conversation, ingest, ingest.received)
+            except RangeError:
+                await self._transfer(conversation, ingest, 0)
+        except WrongContentError:
+            raise
         except RegistryError as error:
-            progress = f" after {ingest.received} of {ingest.size} bytes" if ingest.received else ""
+            progress = f" after {ingest.received} of {ingest.size} bytes" if ingest.received > had else ""
             cause = f"{ingest.what}: {error.cause.removeprefix(UNAVAILABLE_PREFIX)}{progress}"
-            raise RegistryError(error.failure, cause, hint=error.hint) from error
+            raise RegistryError(error.failure, cause, hint=error.hint, retry_after=error.retry_after) from error
+
+    async def _transfer(self, conversation: Conversation, ingest: Ingest, offset: int) -> None:
+        """What is missing, over one connection; a host that knows no ranges sends what is here already once more."""
+        host = conversation.host
+        known_by, etag = ingest.etag
+        etag = etag if known_by == host.url else ""
+        async with self._registry.open(conversation.blob(ingest.digest, offset, etag), host) as content:
+            start = content_start(content.answer, offset, ingest.size)
+            if content.length is not None and content.length != ingest.size - start:
+                says = f"registry {host.authority} announces {content.length}"
+                raise RegistryError(Failure.OTHER, f"expected {ingest.size - start} bytes, {says}")
+            now = content.headers.get("etag", "")
+            if etag and now and now != etag and start == 0:
+                raise await asyncio.to_thread(ingest.wrong, f"registry {host.authority} has replaced it meanwhile")
+            ingest.etag = (host.url, now)
+            ingest.connections += 1
+            self._sources[ingest.digest] = conversation
+            await _stream(content, ingest, ingest.received - start)
+        if ingest.received < ingest.size:
+            raise _unavailable(host, "the connection ended early")
 
 
-async def _stream(content: Body, ingest: Ingest) -> None:
-    """Write each batch in a thread while the next one arrives."""
+async def _stream(content: Body, ingest: Ingest, skip: int) -> None:
+    """Write each batch in a thread while the next one arrives, but for the first `skip` bytes."""
     writing: asyncio.Future[None] | None = None
     try:
-        async for batch in _batches(content):
+        async for batch in _batches(content, skip):
             if writing is not None:
                 await asyncio.shield(writing)
             writing = asyncio.ensure_future(asyncio.to_thread(ingest.write, batch))
@@ -251,12 +321,14 @@ async def _stream(content: Body, ingest: Ingest) -> None:
         writing.result()
 
 
-async def _batches(content: Body) -> AsyncGenerator[list[bytes]]:
+async def _batches(content: Body, skip: int) -> AsyncGenerator[list[bytes]]:
     """What arrives, in portions that are worth a thread; also what came before a connection broke."""
     batch: list[bytes] = []
     size = 0
     try:
         async for chunk in content.chunks():
+            if skip:
+                chunk, skip = chunk[skip:], max(0, skip - len(chunk))  # noqa: PLW2901
             batch.append(chunk)
             size += len(chunk)
             if size >= _BATCH:

@@ -1,4 +1,4 @@
-"""The daemon's memory: records of pods, containers, images and layers, in SQLite and in process.
+"""The daemon's memory: records of pods, containers, images, layers and pulls, in SQLite and in process.
 
 Not a cache and not a query engine: readers get immutable records from memory, in the event loop, at any time. Writers
 wait until their change is in the database, cancelled ones too: who cleans up after a cancellation sees what it cleans
@@ -29,7 +29,7 @@ from cri_shim.adapters.shielded import to_the_end
 from cri_shim.model.container import ContainerRecord
 from cri_shim.model.errors import FailedPrecondition, ResourceExhausted
 from cri_shim.model.ids import ContainerId, Digest, ImageId, PodId
-from cri_shim.model.image import ImageRecord, LayerRecord
+from cri_shim.model.image import ImageRecord, LayerRecord, UnfinishedPull
 from cri_shim.model.pod import PodRecord
 
 SCHEMA = 1
@@ -211,10 +211,12 @@ class Store:
         self.containers: Table[ContainerId, ContainerRecord] = Table("containers", ContainerRecord, self._writer)
         self.images: Table[ImageId, ImageRecord] = Table("images", ImageRecord, self._writer)
         self.layers: Table[Digest, LayerRecord] = Table("layers", LayerRecord, self._writer)
+        self.pulls: Table[Digest, UnfinishedPull] = Table("pulls", UnfinishedPull, self._writer)
         self.pods.load(connection)
         self.containers.load(connection)
         self.images.load(connection)
         self.layers.load(connection)
+        self.pulls.load(connection)
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -249,7 +251,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             msg = f"the database {path} has schema {version}, this version knows {SCHEMA}"
             raise FailedPrecondition(msg, hint="run the newer cri-shim that wrote it")
         with connection:
-            for table in ("pods", "containers", "images", "layers"):
+            for table in ("pods", "containers", "images", "layers", "pulls"):
                 columns = "(key TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID"
                 connection.execute(f"CREATE TABLE IF NOT EXISTS {table} {columns}")
             connection.execute(f"PRAGMA user_version = {SCHEMA}")

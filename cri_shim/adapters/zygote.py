@@ -82,12 +82,13 @@ class Zygote:
                 self._start()
 
     async def run(
-        self, task: str, arguments: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float
+        self, task: str, arguments: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float | None
     ) -> dict[str, Any]:
         """Run `task` in a child and return its result.
 
-        TaskError for an exception of the task, DeadlineExceeded after `timeout` seconds (the child is killed then, and
-        when the caller is cancelled), Internal when the child was killed by somebody else, ZygoteLostError.
+        TaskError for an exception of the task, DeadlineExceeded after `timeout` seconds (None: never), Internal when
+        the child was killed by somebody else, ZygoteLostError. The child is killed then, and when the caller is
+        cancelled.
         """
         await self.start()
         with contextlib.ExitStack() as ours:

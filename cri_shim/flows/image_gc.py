@@ -1,7 +1,8 @@
 """Which blobs and layers are needed, and the removal of the others, at once and at the start.
 
-Not a periodic sweep: whoever stops using content asks for its removal. Invariant: content that an image record, a
-container or a holder names is never removed; content that none of them names is gone when its last user has let go.
+Not a periodic sweep: whoever stops using content asks for its removal; only what pulls that failed have left for the
+next attempt grows old by itself. Invariant: content that an image record, a container, an unfinished pull or a holder
+names is never removed; content that none of them names is gone when its last user has let go.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
+from cri_shim.log import get_logger
+from cri_shim.model.errors import CriShimError
 from cri_shim.model.ids import Digest, ImageId
-from cri_shim.model.image import ImageRecord, LayerRecord
+from cri_shim.model.image import ImageRecord, LayerRecord, UnfinishedPull
+
+log = get_logger()
+
+UNFINISHED_SECONDS: Final = 24 * 3600
+UNFINISHED_BYTES: Final = 8 << 30
+"""What pulls that failed may leave for the next attempt, and for how long after their begin."""
+_EXPIRY_SECONDS: Final = 600.0
 
 
 @dataclass(slots=True)
@@ -28,9 +39,14 @@ class ImageCollector:
     layer_records: Table[Digest, LayerRecord]
     content: Content
     layers: Layers
+    pulls: Table[Digest, UnfinishedPull]
     layers_in_use: Callable[[], set[Digest]]
+    now: Callable[[], int]
+    """Unix time, ns."""
     _held: Counter[Digest] = field(default_factory=Counter)
     _removal: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _given_up: set[Digest] = field(default_factory=set)
+    _expiry: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def hold(self, digests: Iterable[Digest]) -> AsyncGenerator[None]:
@@ -71,7 +87,7 @@ class ImageCollector:
         """At the start: make records and disk agree again, whatever moment the last daemon died at.
 
         Images whose content is not there any more lose their record (the kubelet pulls them again); content that
-        nobody names is removed.
+        nobody names is removed. What unfinished pulls name stays, for the next attempt.
         """
         await self.content.open()
         numbers = await self.layers.open(self.layer_records.values())
@@ -81,16 +97,79 @@ class ImageCollector:
         for image in self.images.values():
             if not self._is_complete(image):
                 await self.images.delete(image.key)
-        await self.drop_unused((*self.content.digests(), *self.layer_records.keys()))
+        await self.drop_unused((*self.content.digests(), *self.content.partials(), *self.layer_records.keys()))
+        await self.expire()
+
+    def start(self) -> None:
+        """From now on give up by itself what has grown old."""
+        self._expiry = asyncio.get_running_loop().create_task(self._expire_for_ever())
+
+    async def aclose(self) -> None:
+        """No more of that."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            await asyncio.wait((self._expiry,))
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_SECONDS)
+            try:
+                await self.expire()
+            except (CriShimError, OSError) as error:
+                log.warning("cannot remove what unfinished pulls have left", error=str(error))
+
+    async def expire(self) -> None:
+        """Give up unfinished pulls that are too old, and the oldest of those that take too much room."""
+        oldest = self.now() - UNFINISHED_SECONDS * 1_000_000_000
+        taken = 0
+        for pull in sorted(self.pulls.values(), key=lambda pull: pull.started_at, reverse=True):
+            taken += self._size(pull)
+            if pull.started_at < oldest or taken > UNFINISHED_BYTES:
+                await self.give_up(pull)
+
+    async def give_up(self, *pulls: UnfinishedPull) -> None:
+        """Remove what only these pulls were to go on with. One that runs keeps what it holds."""
+        for pull in pulls:
+            # Content first: on a full disk there may be no room to write that it goes.
+            self._given_up.add(pull.key)
+            try:
+                await self.drop_unused(_all_of(pull))
+                await self.pulls.delete(pull.key)
+            finally:
+                self._given_up.discard(pull.key)
 
     def _needed(self) -> set[Digest]:
         needed = set(self._held) | self.layers_in_use()
         for image in self.images.values():
             needed.update(image.blobs, image.layers)
+        for pull in self.pulls.values():
+            if pull.key not in self._given_up:
+                needed.update(self._needs(pull))
         return needed
+
+    def _needs(self, pull: UnfinishedPull) -> Iterable[Digest]:
+        """Of each layer the directory, or as long as there is none, the blob."""
+        yield from pull.blobs
+        for blob, diff_id, chain_id in pull.layers:
+            known = self.layer_records.get(chain_id) or self.layer_records.get(diff_id)
+            yield blob if known is None else known.key
+
+    def _size(self, pull: UnfinishedPull) -> int:
+        """Bytes on disk, shared ones too."""
+        partials, total = self.content.partials(), 0
+        for digest in self._needs(pull):
+            layer = self.layer_records.get(digest)
+            total += layer.size if layer is not None else self.content.size(digest) or partials.get(digest, 0)
+        return total
 
     def _is_complete(self, image: ImageRecord) -> bool:
         has_layers = all(self.layer_records.get(key) is not None for key in image.layers)
         has_blobs = all(self.content.has(digest) for digest in image.blobs)
         module_fits = image.wasm is None or self.content.size(image.wasm.digest) == image.wasm.size
         return has_layers and has_blobs and module_fits
+
+
+def _all_of(pull: UnfinishedPull) -> Iterable[Digest]:
+    yield from pull.blobs
+    for layer in pull.layers:
+        yield from layer

@@ -1,29 +1,40 @@
 """From the layers of a manifest to unpacked layers: download, unpack, commit, each shared by all pulls that need it.
 
-Not the pull itself (`cri_shim.flows.image_pull`). Invariant: layers download and unpack side by side, but commit in
-chain order, since a layer may take directories and files from those below it.
+    bytes arrive ─▶ partial file ──▶ verified ─────────┐
+                       └─▶ unpacker, as they arrive ───┴─▶ commit in chain order
+
+Not the pull itself (`cri_shim.flows.image_pull`). Invariant: a layer is committed only when its blob and its diff ID
+have been verified; layers come and unpack side by side, but commit in chain order, since a layer may take directories
+and files from those below it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from cri_shim.adapters.content import Content
-from cri_shim.adapters.layers import Layers
+from cri_shim.adapters.content import Arrival, Content, WrongContentError
+from cri_shim.adapters.layers import Layers, Unpacked
 from cri_shim.adapters.registry import Repository
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.inflight import InFlight
+from cri_shim.flows.locks import Locks
+from cri_shim.model.errors import DeadlineExceeded, PullError
 from cri_shim.model.ids import Digest
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.wire.oci_image import Descriptor, ImagePlan, Layer
 
 T = TypeVar("T")
+
+_ATTEMPTS: Final = 3
+"""At a blob that turns out wrong where another attempt may turn out right."""
+_UNPACK_SECONDS: Final = 1800.0
+"""For what is left to do when all of the blob is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class LayerPuller:
     collector: ImageCollector
     parallel: int
     _downloads: asyncio.Semaphore = field(init=False)
+    _partials: Locks = field(default_factory=Locks)
     _blobs: InFlight[Digest, None] = field(default_factory=lambda: InFlight(cancel_when_abandoned=True))
     _making: InFlight[Digest, LayerRecord] = field(default_factory=lambda: InFlight(cancel_when_abandoned=True))
 
@@ -60,20 +72,28 @@ class LayerPuller:
 
     async def fetch(self, repository: Repository, descriptor: Descriptor, what: str) -> None:
         """Have a blob in the content directory. The caller holds its digest."""
-        if not self.content.has(descriptor.id):
-            await self._blobs.join(descriptor.id, lambda: self._download(repository, descriptor, what))
 
-    async def _download(self, repository: Repository, descriptor: Descriptor, what: str) -> None:
-        async with self.collector.hold((descriptor.id,)), self._downloads:
-            if self.content.has(descriptor.id):
+        async def attempt() -> None:
+            if not self.content.has(descriptor.id):
+                await self._blobs.join(descriptor.id, lambda: self._download(repository, descriptor, what))
+
+        await _as_often_as_it_helps(repository, attempt)
+
+    async def _download(
+        self, repository: Repository, descriptor: Descriptor, what: str, arrival: Arrival | None = None
+    ) -> None:
+        """`arrival` gets to know what comes, when it comes."""
+        digest = descriptor.id
+        # One who has been abandoned may still be letting go of the partial.
+        async with self.collector.hold((digest,)), self._downloads, self._partials.hold(digest):
+            if self.content.has(digest):
                 return
-            ingest = self.content.ingest(descriptor.id, descriptor.size, what)
-            try:
-                await repository.blob(ingest, self.layout.root)
+            async with self.content.ingest(digest, descriptor.size, what) as ingest:
+                if arrival is not None:
+                    ingest.arrival = arrival
+                    arrival.begin(ingest.partial)
+                await repository.blob(ingest)
                 await self.content.commit(ingest)
-            except BaseException:
-                await to_the_end(asyncio.to_thread(ingest.discard))
-                raise
 
     async def _layer(self, source: Source, position: int) -> LayerRecord:
         layer = source.plan.layers[position]
@@ -102,8 +122,7 @@ class LayerPuller:
     async def _unpack(self, source: Source, position: int, layer: Layer) -> LayerRecord:
         what = f"layer {layer.descriptor.digest} of {source.image}"
         async with self.collector.hold((layer.descriptor.id,)):
-            await self.fetch(source.repository, layer.descriptor, what)
-            unpacked = await self.layers.unpack(self.content.path(layer.descriptor.id), layer, what)
+            unpacked = await _as_often_as_it_helps(source.repository, lambda: self._obtain(source, layer, what))
         try:
             below = [await self._layer(source, lower) for lower in range(position)]
             record = await self.layers.commit(unpacked, below)
@@ -111,6 +130,56 @@ class LayerPuller:
             await to_the_end(self.layers.discard(unpacked))
             raise
         return await self._keep(record)
+
+    async def _obtain(self, source: Source, layer: Layer, what: str) -> Unpacked:
+        """Unpack while the blob arrives. When that is another's download, wait for its end first."""
+        arrival = Arrival()
+        download = asyncio.ensure_future(self._follow(source, layer, what, arrival))
+        unpack = asyncio.ensure_future(self._unpack_arriving(layer, what, arrival))
+        try:
+            await asyncio.wait((download, unpack), return_when=asyncio.FIRST_COMPLETED)
+            if not download.done() and isinstance(unpack.exception(), PullError):
+                # Is it the archive, or have other bytes come than there should? A blob that is wrong must not stay.
+                await download
+            if download.done():
+                download.result()
+                arrival.complete()
+            unpacked = await self._finished(unpack, what)
+            await download
+        except BaseException:
+            await to_the_end(self._abandon(download, unpack))
+            raise
+        finally:
+            arrival.close()
+        return unpacked
+
+    async def _follow(self, source: Source, layer: Layer, what: str, arrival: Arrival) -> None:
+        descriptor = layer.descriptor
+        if not self.content.has(descriptor.id):
+            await self._blobs.join(descriptor.id, lambda: self._download(source.repository, descriptor, what, arrival))
+        arrival.begin(self.content.path(descriptor.id))
+
+    async def _unpack_arriving(self, layer: Layer, what: str, arrival: Arrival) -> Unpacked:
+        await arrival.begun.wait()
+        return await self.layers.unpack((arrival.file, arrival.progress), layer, what)
+
+    async def _finished(self, unpack: asyncio.Future[Unpacked], what: str) -> Unpacked:
+        try:
+            async with asyncio.timeout(_UNPACK_SECONDS):
+                return await unpack
+        except TimeoutError:
+            msg = f"{what}: it was not unpacked within {_UNPACK_SECONDS:g} s"
+            raise DeadlineExceeded(msg) from None
+
+    async def _abandon(self, download: asyncio.Future[None], unpack: asyncio.Future[Unpacked]) -> None:
+        """End both; what has been unpacked nevertheless is removed."""
+        download.cancel()
+        unpack.cancel()
+        await asyncio.wait((download, unpack))
+        if not unpack.cancelled() and unpack.exception() is None:
+            await self.layers.discard(unpack.result())
+        if not download.cancelled():
+            download.exception()
 
     async def _keep(self, record: LayerRecord) -> LayerRecord:
         twin = self.records.get(record.key)
@@ -124,6 +193,17 @@ class LayerPuller:
             await to_the_end(self.layers.remove(record.number))
             raise
         return record
+
+
+async def _as_often_as_it_helps(repository: Repository, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Again, from the first byte, where wrong content came that may be right the next time."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return await attempt()
+        except WrongContentError as error:
+            if not repository.worth_another(error):
+                raise
+    return await attempt()
 
 
 async def all_of(steps: Iterable[Awaitable[T]]) -> list[T]:

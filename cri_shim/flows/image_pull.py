@@ -3,25 +3,30 @@
     parse ─▶ join a running pull of the same ─▶ resolve ─▶ choose a platform ─▶ fetch config and layers ─▶ record
 
 Not the transport (`cri_shim.adapters.registry`) and not the layers (`cri_shim.flows.image_layers`). Invariant: a pull
-that fails or is abandoned leaves no record, no layer and no blob that nothing else needs.
+that fails or is abandoned leaves no image. What it has fetched stays where the next attempt can go on from it (the
+registry failed, the caller left, the daemon was killed), under a record of the unfinished pull, and goes where it
+cannot (the image is not one that this node takes, the disk is full).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.registry import Document, Registry, Repository
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller, Source
 from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.inflight import InFlight
 from cri_shim.log import get_logger
-from cri_shim.model.errors import InvalidArgument, PullError
+from cri_shim.model.errors import InvalidArgument, PullError, ResourceExhausted
 from cri_shim.model.ids import Digest, ImageId
-from cri_shim.model.image import ImageRecord, LayerRecord, Platform, WasmModule
+from cri_shim.model.image import ImageRecord, LayerRecord, Platform, UnfinishedPull, WasmModule
 from cri_shim.model.refs import ImageRef, parse_reference
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.wire.oci_image import (
@@ -131,11 +136,42 @@ class PullImage:
             for document in documents:
                 await self.content.put(document.digest, document.body)
             plan = await self._plan(repository, found, job)
-            async with self.collector.hold(self._content_of(plan)):
+            async with self.collector.hold(self._content_of(plan)), self._unfinished(found, plan, job.ref):
                 layers = await self._fetch(Source(repository, plan, job.ref.text))
                 record = self._record(found, plan, layers)
                 await self.names.commit(record, job.ref, found.digest)
         return record.id
+
+    @contextlib.asynccontextmanager
+    async def _unfinished(self, found: _Found, plan: ImagePlan, ref: ImageRef) -> AsyncGenerator[None]:
+        """Keep what has come for the next attempt, unless the block ends well or that would be of no use."""
+        pull = UnfinishedPull(
+            manifest=found.manifest.digest,
+            reference=ref.text,
+            started_at=self.policy.now(),
+            blobs=tuple(self._blobs_of(found, plan)),
+            layers=tuple((layer.descriptor.id, layer.diff_id, layer.chain_id) for layer in plan.layers),
+        )
+        await self.collector.expire()
+        await self.collector.pulls.put(pull)
+        of_no_use: tuple[UnfinishedPull, ...] = (pull,)
+        try:
+            yield
+        except (RegistryError, asyncio.CancelledError):
+            if self._has_begun(plan):
+                of_no_use = ()
+            raise
+        except ResourceExhausted:
+            of_no_use = self.collector.pulls.values()
+            raise
+        finally:
+            await to_the_end(self.collector.give_up(*of_no_use))
+
+    def _has_begun(self, plan: ImagePlan) -> bool:
+        """More is here than the documents."""
+        partials, records = self.content.partials(), self.collector.layer_records
+        content = (*self._content_of(plan), *(layer.descriptor.id for layer in plan.layers))
+        return any(digest in partials or self.content.has(digest) or records.get(digest) for digest in content)
 
     def _present(self, job: _Job) -> ImageRecord | None:
         """Content by digest cannot have changed: no registry needs to be asked."""
@@ -197,11 +233,6 @@ class PullImage:
             yield plan.wasm.id
 
     def _record(self, found: _Found, plan: ImagePlan, layers: tuple[LayerRecord, ...]) -> ImageRecord:
-        blobs = [found.digest, found.manifest.digest, found.parsed.config.id]
-        if plan.wasm is not None:
-            blobs.append(plan.wasm.id)
-        if self.policy.keep_blobs:
-            blobs.extend(layer.descriptor.id for layer in plan.layers)
         wasm = None
         if plan.wasm is not None:
             wasm = WasmModule(plan.wasm.id, plan.wasm.media_type, plan.wasm.size)
@@ -217,8 +248,16 @@ class PullImage:
             annotations=plan.annotations,
             layers=tuple(layer.key for layer in layers),
             wasm=wasm,
-            blobs=tuple(dict.fromkeys(blobs)),
+            blobs=tuple(dict.fromkeys(self._blobs_of(found, plan))),
         )
+
+    def _blobs_of(self, found: _Found, plan: ImagePlan) -> Iterable[Digest]:
+        """What stays as it was transferred."""
+        yield from (found.digest, found.manifest.digest, found.parsed.config.id)
+        if plan.wasm is not None:
+            yield plan.wasm.id
+        if self.policy.keep_blobs:
+            yield from (layer.descriptor.id for layer in plan.layers)
 
 
 def _is_wasm(record: ImageRecord) -> bool:

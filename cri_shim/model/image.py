@@ -97,3 +97,20 @@ class LayerRecord(msgspec.Struct, frozen=True):
     """It has directories or hardlinks of the layers below it, or hides what they have."""
     inherits_root: bool = False
     """The archive says nothing about the root directory: over lower layers with an unusual root it needs them."""
+
+
+class UnfinishedPull(msgspec.Struct, frozen=True):
+    """What a pull needs on disk until its image is complete; also one that failed, so that the next goes on from it."""
+
+    manifest: Digest
+    reference: str
+    started_at: int
+    """Unix time, ns."""
+    blobs: tuple[Digest, ...]
+    """Documents, module, and layers where they are kept."""
+    layers: tuple[tuple[Digest, Digest, Digest], ...]
+    """Of each layer to unpack: the blob, which has served when there is a record of its diff ID or its chain ID."""
+
+    @property
+    def key(self) -> Digest:
+        return self.manifest

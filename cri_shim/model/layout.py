@@ -41,8 +41,11 @@ class Layout:
 
     @property
     def partials(self) -> Path:
-        """Blobs that are still being fetched; nothing here has been verified."""
+        """The beginnings of blobs, as far as they have come; nothing here has been verified."""
         return self.root / "partial"
+
+    def partial(self, digest: Digest) -> Path:
+        return self.partials / digest_hex(digest)
 
     @property
     def layers(self) -> Path:

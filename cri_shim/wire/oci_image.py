@@ -36,10 +36,15 @@ WASM_LAYERS: Final = frozenset(
         "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
     }
 )
-_TAR = frozenset({"application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"})
-_TAR_GZIP = frozenset(
-    {"application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"}
+_OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+_TARS = frozenset(
+    {
+        *(_OCI_LAYER, f"{_OCI_LAYER}+gzip", f"{_OCI_LAYER}+zstd"),
+        *(_DOCKER_LAYER, f"{_DOCKER_LAYER}.gzip", f"{_DOCKER_LAYER}.zstd"),
+    }
 )
+"""Which of them it is, the content says."""
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
 _EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 
@@ -127,7 +132,6 @@ class Layer:
     descriptor: Descriptor
     diff_id: Digest
     chain_id: Digest
-    gzip: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,18 +346,16 @@ def _with_chain_ids(tars: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> t
     layers: list[Layer] = []
     for descriptor, diff_id in zip(tars, diff_ids, strict=True):
         chain_id = digest_of(f"{layers[-1].chain_id} {diff_id}".encode()) if layers else diff_id
-        layers.append(Layer(descriptor, diff_id, chain_id, gzip=_is_gzip(descriptor)))
+        _check_media_type(descriptor)
+        layers.append(Layer(descriptor, diff_id, chain_id))
     return tuple(layers)
 
 
-def _is_gzip(layer: Descriptor) -> bool:
-    if layer.media_type in _TAR_GZIP:
-        return True
-    if layer.media_type in _TAR:
-        return False
+def _check_media_type(layer: Descriptor) -> None:
+    if layer.media_type in _TARS:
+        return
     reasons = {
         "+encrypted": "it is encrypted",
-        "zstd": "zstd is not supported",
         "foreign": "foreign layers are not in the registry",
         "nondistributable": "foreign layers are not in the registry",
     }

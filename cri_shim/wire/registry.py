@@ -18,8 +18,9 @@ import base64
 import binascii
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -33,6 +34,8 @@ from cri_shim.wire.registry_hosts import RegistryHost
 
 MAX_REDIRECTS: Final = 10
 MAX_TOKEN_ANSWER: Final = 1 << 20
+MAX_WAIT: Final = 60.0
+"""Seconds within one pull; who asks for more is asked again by the kubelet, later."""
 UNAVAILABLE_PREFIX: Final = "RegistryUnavailable: "
 """The kubelet looks for it at the start of a message (cri-api `pkg/errors`)."""
 _CLIENT_ID = "cri-shim"
@@ -96,10 +99,36 @@ class Failure(enum.Enum):
 class RegistryError(PullError):
     """A host refused or failed; another one may do better."""
 
-    def __init__(self, failure: Failure, cause: str, *, hint: str = "") -> None:
+    def __init__(self, failure: Failure, cause: str, *, hint: str = "", retry_after: float = 0) -> None:
         prefix = UNAVAILABLE_PREFIX if failure is Failure.UNAVAILABLE else ""
         super().__init__(prefix + cause, hint=hint)
         self.failure = failure
+        self.retry_after = retry_after
+        """Seconds that the host wants to be left alone, where it says so."""
+
+
+class RangeError(RegistryError):
+    """The host does not give the part that was asked for; it may give the whole."""
+
+
+class Retries:
+    """When the same is asked again: soon after a transfer that got on before it broke, else later and later, then no
+    more. Only what may pass by itself is tried again, and nobody waits longer than MAX_WAIT for a host that says when.
+    """
+
+    def __init__(self, delays: Sequence[float]) -> None:
+        self._delays = tuple(delays)
+        self._failed = 0
+
+    def delay(self, error: RegistryError, *, progressed: bool) -> float | None:
+        """Seconds to wait; None: give up."""
+        if progressed:
+            self._failed = 0
+        if error.failure is not Failure.UNAVAILABLE or self._failed >= len(self._delays):
+            return None
+        delay = max(self._delays[self._failed], error.retry_after)
+        self._failed += 1
+        return delay if delay <= MAX_WAIT else None
 
 
 def parse_credentials(
@@ -142,16 +171,19 @@ class Conversation:
         accept = ", ".join((*MANIFEST_TYPES, "*/*;q=0.1"))
         return self._begin(f"manifests/{reference}", accept, f"manifest {self._ref.text}")
 
-    def blob(self, digest: Digest) -> Exchange:
-        """Ask for a blob."""
-        return self._begin(f"blobs/{digest}", "*/*", f"blob {digest}")
+    def blob(self, digest: Digest, offset: int = 0, etag: str = "") -> Exchange:
+        """Ask for a blob, or for what follows its first `offset` bytes; `etag` is what they came with."""
+        span: tuple[tuple[str, str], ...] = (("Range", f"bytes={offset}-"),) if offset else ()
+        if offset and etag.startswith('"'):  # a weak one says nothing of bytes (RFC 9110, 13.1.5)
+            span = (*span, ("If-Range", etag))
+        return self._begin(f"blobs/{digest}", "*/*", f"blob {digest}", span)
 
-    def _begin(self, resource: str, accept: str, what: str) -> Exchange:
+    def _begin(self, resource: str, accept: str, what: str, span: tuple[tuple[str, str], ...] = ()) -> Exchange:
         url = f"{self.host.url}/{self._ref.path}/{resource}"
         if self.host.is_mirror:
             url += "?" + urlencode({"ns": self._ref.domain})
         # A compressed answer would be hashed as it is on the wire, not as the digest says.
-        headers = (("Accept", accept), ("Accept-Encoding", "identity"), *self.host.headers)
+        headers = (("Accept", accept), ("Accept-Encoding", "identity"), *span, *self.host.headers)
         return Exchange(self, Request(url, headers), what)
 
     @property
@@ -290,12 +322,17 @@ class Exchange:
                     if self._conversation.credentials is None
                     else "the credentials given are wrong or do not allow it",
                 )
-            case 429:
+            case 416:
+                return RangeError(Failure.OTHER, f"{where} does not give a part of {self._what}{detail}")
+            case status if status == 429 or status >= 500:
+                reason = ": too many requests" if status == 429 else ""
+                wait = retry_after(answer.headers)
                 return RegistryError(
-                    Failure.UNAVAILABLE, f"{where} answers {self._what} with HTTP 429: too many requests{detail}"
+                    Failure.UNAVAILABLE,
+                    f"{where} answers {self._what} with HTTP {status}{reason}{detail}",
+                    hint=f"it asks to wait {wait:.0f} s" if wait else "",
+                    retry_after=wait,
                 )
-            case status if status >= 500:
-                return RegistryError(Failure.UNAVAILABLE, f"{where} answers {self._what} with HTTP {status}{detail}")
             case status:
                 return RegistryError(Failure.OTHER, f"{where} answers {self._what} with HTTP {status}{detail}")
 
@@ -337,6 +374,34 @@ def parse_challenges(header: str) -> dict[str, dict[str, str]]:
         else:
             current[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
     return challenges
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+def content_start(answer: Answer, asked: int, size: int) -> int:
+    """Where the content of an accepted answer begins in a blob of `size` bytes. RangeError for another part."""
+    if answer.status == 200:
+        return 0
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip())
+    if found is None or int(found[1]) != asked or found[2] not in {"*", str(size)}:
+        raise RangeError(Failure.OTHER, f"expected the bytes from {asked} of {size}, the registry sent others")
+    return asked
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that an answer asks to wait (RFC 9110, 10.2.3); 0 when it does not say.
+
+    A date counts from the answer's own date, so that no clock has to be right.
+    """
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        then, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (then - now).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _are_for(credentials: Credentials | None, host: RegistryHost, ref: ImageRef) -> bool:

@@ -1,7 +1,7 @@
-"""The uncompressed bytes of one layer, read from a blob, with their digest (the diff ID).
+"""The uncompressed bytes of one layer, read from a blob that may still be arriving, with their digest (the diff ID).
 
-Runs in an unpacker. Invariant: every byte of the uncompressed stream is hashed exactly once, in order, also those that
-no entry needs.
+Runs in an unpacker. The content says how it is compressed, as with other runtimes: media types in the wild are wrong.
+Invariant: every byte of the uncompressed stream is hashed exactly once, in order, also those that no entry needs.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
-_INPUT = 1 << 17
+_INPUT = 1 << 18
 _OUTPUT = 1 << 20  # of one step: bounds the memory, whatever the ratio
 _GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
 _GZIP_WINDOW = 31  # zlib's code for "gzip header, largest window"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # behind one byte; zstd:chunked keeps its table of contents in such frames
 
 
 class StreamError(ValueError):
-    """The blob is not what its media type says, or is damaged; the text says what."""
+    """The blob is damaged, or compressed in a way that is not supported; the text says what."""
 
 
 class _Inflater(Protocol):
@@ -43,24 +45,32 @@ with contextlib.suppress(ImportError):  # no wheel for this machine: half the sp
     _DAMAGE = (zlib.error, cast("type[Exception]", igzip_lib.IsalError))  # its stub says an instance
 
 
+class Growing:
+    """A file that somebody else still writes: a byte in the pipe `progress` means that there is more, its end that
+    there is all.
+    """
+
+    def __init__(self, file: int, progress: int) -> None:
+        self._file = file
+        self._progress = progress
+        self._whole = False
+
+    def read(self, size: int) -> bytes:
+        """At least one and at most `size` bytes; none at the end. Waits for them."""
+        while True:
+            data = os.read(self._file, size)
+            if data or self._whole:
+                return data
+            self._whole = not os.read(self._progress, 1 << 12)
+
+
 class LayerStream:
     """`read`, `copy_to` and `skip` consume the stream; `finish` drains it."""
 
-    def __init__(self, blob: int, *, compressed: bool) -> None:
-        self._blob = blob
+    def __init__(self, blob: Growing) -> None:
         self._digest = hashlib.sha256()
         self._pending = memoryview(b"")
-        self._input = os.read(blob, _INPUT)
-        self._inflater: _Inflater | None = None
-        is_gzip = self._input.startswith(_GZIP)
-        if self._input.startswith(_ZSTD):
-            raise StreamError("the layer is compressed with zstd, which is not supported")
-        if compressed and not is_gzip:
-            raise StreamError("the media type says gzip, the layer is not")
-        if not compressed and is_gzip:
-            raise StreamError("the layer is compressed with gzip, its media type says that it is not")
-        if is_gzip:
-            self._inflater = _decompressobj(wbits=_GZIP_WINDOW)
+        self._chunks, self._damage = _decompressed(blob)
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer at the end."""
@@ -97,43 +107,100 @@ class LayerStream:
     def _take(self, size: int) -> memoryview:
         """At least one and at most `size` bytes; none at the end."""
         if not self._pending:
-            chunk = self._next_chunk()
+            try:
+                chunk = next(self._chunks, b"")
+            except self._damage as error:
+                msg = f"the compressed data is damaged: {error}"
+                raise StreamError(msg) from None
             self._digest.update(chunk)
             self._pending = memoryview(chunk)
         taken, self._pending = self._pending[:size], self._pending[size:]
         return taken
 
-    def _next_chunk(self) -> bytes:
-        """The next uncompressed bytes; empty at the end."""
-        if self._inflater is None:
-            chunk, self._input = self._input, os.read(self._blob, _OUTPUT)
-            return chunk
-        try:
-            while True:
-                if self._inflater.eof and not self._begin_member():
-                    return b""
-                chunk = self._inflater.decompress(self._input, _OUTPUT)
-                self._input = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
-                if chunk:
-                    return chunk
-                if not self._inflater.eof and not self._refill():
-                    raise StreamError("the compressed data ends early")
-        except _DAMAGE as error:
-            msg = f"the compressed data is damaged: {error}"
-            raise StreamError(msg) from None
 
-    def _begin_member(self) -> bool:
-        """A gzip file is a series of members; builders that seek in layers write thousands. False at the end."""
-        while len(self._input) < len(_GZIP) and self._refill():
-            pass
-        if not self._input.strip(b"\0"):
-            return False  # padding after the last member; what follows zeros is not looked at
-        if not self._input.startswith(_GZIP):
+def _decompressed(blob: Growing) -> tuple[Iterator[bytes], tuple[type[Exception], ...]]:
+    """The uncompressed bytes, piece by piece, none of them empty; and what is raised when they are damaged."""
+    first = _at_least(len(_ZSTD), b"", blob)
+    if first.startswith(_GZIP):
+        return _gunzipped(first, blob), _DAMAGE
+    if not _is_zstd(first):
+        return _plain(first, blob), ()
+    try:
+        # Here and not where it is used: after the chroot nothing is imported.
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415
+        else:
+            from backports import zstd  # noqa: PLC0415
+    except ImportError:
+        raise StreamError("the layer is compressed with zstd, for which this Python has no library") from None
+    return _unzstd(first, blob, zstd.ZstdDecompressor), (zstd.ZstdError,)
+
+
+def _plain(data: bytes, blob: Growing) -> Iterator[bytes]:
+    while data:
+        yield data
+        data = blob.read(_OUTPUT)
+
+
+def _gunzipped(data: bytes, blob: Growing) -> Iterator[bytes]:
+    """A gzip file is a series of members; builders that seek in layers write thousands."""
+    while data.strip(b"\0"):  # padding after the last member; what follows zeros is not looked at
+        if not data.startswith(_GZIP):
             raise StreamError("the compressed data is followed by something else")
-        self._inflater = _decompressobj(wbits=_GZIP_WINDOW)
-        return True
+        member = _decompressobj(wbits=_GZIP_WINDOW)
+        while True:
+            chunk = member.decompress(data, _OUTPUT)
+            data = member.unconsumed_tail
+            if chunk:
+                yield chunk
+            if member.eof:
+                break
+            if not chunk and not data:
+                data = _more(blob)
+        data = _at_least(len(_GZIP), member.unused_data, blob)
 
-    def _refill(self) -> bool:
-        more = os.read(self._blob, _INPUT)
-        self._input += more
-        return bool(more)
+
+class _Frame(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+def _unzstd(data: bytes, blob: Growing, begin: Callable[[], _Frame]) -> Iterator[bytes]:
+    """A series of frames."""
+    while data:
+        if not _is_zstd(data):
+            raise StreamError("the compressed data is followed by something else")
+        frame = begin()
+        while True:
+            chunk = frame.decompress(data, _OUTPUT)
+            data = b""
+            if chunk:
+                yield chunk
+            if frame.eof:
+                break
+            if frame.needs_input:
+                data = _more(blob)
+        data = _at_least(len(_ZSTD), frame.unused_data, blob)
+
+
+def _is_zstd(data: bytes) -> bool:
+    return data.startswith(_ZSTD) or (data[1:4] == _ZSTD_SKIPPABLE and data[0] >> 4 == 5)
+
+
+def _more(blob: Growing) -> bytes:
+    data = blob.read(_INPUT)
+    if not data:
+        raise StreamError("the compressed data ends early")
+    return data
+
+
+def _at_least(size: int, data: bytes, blob: Growing) -> bytes:
+    """`data` and what follows, until it is so long or at its end."""
+    while len(data) < size and (more := blob.read(_INPUT)):
+        data += more
+    return data

@@ -1,6 +1,7 @@
-"""The task that unpacks one layer: a verified blob in, a directory in overlayfs format out.
+"""The task that unpacks one layer: a blob in, while it arrives, a directory in overlayfs format out.
 
-It runs as root, chrooted into that directory, with no descriptor of anything else but the blob. Invariant: after the
+It runs as root, chrooted into that directory, with no descriptor of anything else but the blob. What it makes counts
+for nothing until the blob has been verified. Invariant: after the
 chroot nothing is imported or looked up by a path of the host, since every path then belongs to the archive.
 """
 
@@ -11,20 +12,20 @@ import sys
 from typing import Any
 
 from cri_shim.wire.layer_tar import BLOCK, EntryReader, LayerFormatError, padded
-from cri_shim.zygote.stream import LayerStream
+from cri_shim.zygote.stream import Growing, LayerStream
 from cri_shim.zygote.tree import Tree, TreeError
 
 MAX_ENTRIES = 1_000_000
 
 
-def unpack(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Unpack the blob `fds[0]` into the empty directory `fds[1]`; `compressed` is what the media type says.
+def unpack(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Unpack the blob `fds[1]` into the empty directory `fds[0]`, while it grows: `fds[2]` is its pipe of progress.
 
     The result: `diff_id`; `size` and `inodes`, as made; what only lower layers can tell: `implied` directories, `links`
     to files that are not here, `whiteouts`, and whether the root directory is `root_given` or `root_opaque`.
     """
-    blob, directory = fds
-    stream = LayerStream(blob, compressed=arguments["compressed"])
+    directory, blob, progress = fds
+    stream = LayerStream(Growing(blob, progress))
     enter(directory)
     tree = Tree()
     _apply(stream, tree)

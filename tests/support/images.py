@@ -32,6 +32,11 @@ from urllib.parse import urlsplit
 
 from tests.support import wasm
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 OCI: Final = "application/vnd.oci.image"
 DOCKER: Final = "application/vnd.docker"
 INDEX: Final = f"{OCI}.index.v1+json"
@@ -39,6 +44,7 @@ MANIFEST: Final = f"{OCI}.manifest.v1+json"
 CONFIG: Final = f"{OCI}.config.v1+json"
 TAR: Final = f"{OCI}.layer.v1.tar"
 TAR_GZIP: Final = f"{TAR}+gzip"
+TAR_ZSTD: Final = f"{TAR}+zstd"
 DOCKER_INDEX: Final = f"{DOCKER}.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = f"{DOCKER}.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = f"{DOCKER}.container.image.v1+json"
@@ -156,8 +162,17 @@ def layer(entries: Iterable[Entry], media_type: str = TAR_GZIP) -> Blob:
 
 def layer_of(archive: bytes, media_type: str = TAR_GZIP) -> Blob:
     """The same from an archive that the caller has made."""
-    data = gzip.compress(archive, compresslevel=1, mtime=0) if media_type.endswith("gzip") else archive
+    data = archive
+    if media_type.endswith("gzip"):
+        data = gzip.compress(archive, compresslevel=1, mtime=0)
+    elif media_type.endswith("zstd"):
+        data = zstd_compress(archive)
     return Blob(data, media_type, digest(archive))
+
+
+def zstd_compress(data: bytes) -> bytes:
+    """One frame."""
+    return bytes(zstd.compress(data))
 
 
 def image(

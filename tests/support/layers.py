@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cri_shim.adapters.content import Arrival
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.model.ids import Digest
@@ -43,8 +44,14 @@ class LayerStack:
         file = self.layout.root / "blob"
         file.write_bytes(blob.data)
         descriptor = Descriptor(blob.digest, len(blob.data), blob.media_type)
-        layer = Layer(descriptor, Digest(blob.diff_id), chain, gzip=blob.media_type.endswith("gzip"))
-        unpacked = await self.layers.unpack(file, layer, f"layer {blob.digest}")
+        layer = Layer(descriptor, Digest(blob.diff_id), chain)
+        arrival = Arrival()
+        arrival.begin(file)
+        arrival.complete()
+        try:
+            unpacked = await self.layers.unpack((arrival.file, arrival.progress), layer, f"layer {blob.digest}")
+        finally:
+            arrival.close()
         try:
             return await self.layers.commit(unpacked, below)
         except BaseException:

@@ -2,7 +2,7 @@
 
     with LoopbackRegistry() as registry:
         registry.add("demo/app:1", image)
-        registry.fail("blobs/", Fault.TRUNCATE)
+        registry.fail("blobs/", Fault.TRUNCATE)     # or, at random: registry.misbehave(dice)
 
 As a program (`python -m tests.support.loopback_registry PORT`) it is the registry of machines without docker-registry.
 Invariant: without a fault it serves exactly what it was given, and it records every request.
@@ -11,13 +11,16 @@ Invariant: without a fault it serves exactly what it was given, and it records e
 from __future__ import annotations
 
 import base64
+import contextlib
 import enum
 import itertools
 import json
+import random
 import re
 import ssl
 import sys
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -45,6 +48,15 @@ class Fault(enum.Enum):
     CLOSE = "close the connection without an answer"
     STALL = "send half, then nothing"
     HTML = "200 with something that is no manifest"
+    WHOLE = "200 with all of it, although a part was asked for"
+    ELSEWHERE = "206 with another part than was asked for"
+    REFUSE = "416, although a part was asked for that there is"
+    OVERSTATE = "say a length that is too large, then close"
+    UNDERSTATE = "say a length that is too small"
+
+
+_AT_RANDOM: Final = tuple(fault for fault in Fault if fault not in {Fault.NOT_FOUND, Fault.FORBIDDEN, Fault.STALL})
+"""Faults that may pass, and are noticed without waiting."""
 
 
 @dataclass(slots=True)
@@ -60,6 +72,12 @@ class _State:
     redirect: str = ""
     released: threading.Event = field(default_factory=threading.Event)
     delay: threading.Event | None = None
+    sent: Counter[str] = field(default_factory=Counter)
+    dice: random.Random | None = None
+    odds: float = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    etag: str = ""
+    retry_after: str = ""
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
 
@@ -95,6 +113,11 @@ class LoopbackRegistry:
         return self._state.requests
 
     @property
+    def sent(self) -> Counter[str]:
+        """Bytes of content that went out, by digest or tag."""
+        return self._state.sent
+
+    @property
     def authorizations(self) -> list[str]:
         """Every Authorization header that was sent."""
         return self._state.authorizations
@@ -126,6 +149,19 @@ class LoopbackRegistry:
     def heal(self) -> None:
         """No more faults."""
         self._state.faults.clear()
+        self._state.dice = None
+
+    def misbehave(self, dice: random.Random, odds: float) -> None:
+        """Let every answer that carries content fail with this probability, in any way and at any byte."""
+        self._state.dice, self._state.odds = dice, odds
+
+    def replace_etag(self, etag: str) -> None:
+        """Say that blobs are others than they were; otherwise the digest is the ETag."""
+        self._state.etag = etag
+
+    def ask_to_wait(self, retry_after: str) -> None:
+        """What a 429 says in Retry-After."""
+        self._state.retry_after = retry_after
 
     def require_basic(self, user: str, password: str) -> None:
         """Refuse requests without these credentials."""
@@ -269,25 +305,54 @@ class _Handler(BaseHTTPRequestHandler):
         self._content(body, headers, fault)
 
     def _content(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> None:
-        half = data[: len(data) // 2]
+        status, start = 200, 0
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        etag = self.shared.etag or f'"{digest(data)}"'
+        headers = {**headers, "ETag": etag, "Accept-Ranges": "bytes"}
+        if asked and fault is not Fault.WHOLE and self.headers.get("If-Range", etag) == etag:
+            status, start = 206, int(asked[1]) - (fault is Fault.ELSEWHERE)
+            if start >= len(data) or fault is Fault.REFUSE:
+                self._error(416, "RANGE_INVALID")
+                return
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self._send(status, data[start:], headers, fault)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+        place = self._some_place(data)
         match fault:
-            case Fault.TRUNCATE | Fault.STALL:
-                self._head(200, {**headers, "Content-Length": str(len(data))})
-                self.wfile.write(half)
+            case Fault.TRUNCATE | Fault.STALL | Fault.OVERSTATE:
+                surplus = 7 if fault is Fault.OVERSTATE else 0
+                self._head(status, {**headers, "Content-Length": str(len(data) + surplus)})
+                self._write(data if surplus else data[:place])
                 self.wfile.flush()
                 if fault is Fault.STALL:
                     self.shared.released.wait(60)
                 self.close_connection = True
             case Fault.SHORT | Fault.LONG:
-                self._head(200, {**headers, "Connection": "close"})
-                self.wfile.write(half if fault is Fault.SHORT else data + b"more")
+                self._head(status, {**headers, "Connection": "close"})
+                self._write(data[:place] if fault is Fault.SHORT else data + b"more")
                 self.close_connection = True
+            case Fault.UNDERSTATE:
+                self._answer(status, data[:place], headers)
             case Fault.CORRUPT:
-                self._answer(200, bytes([data[0] ^ 1]) + data[1:], headers)
+                self._answer(status, data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], headers)
             case Fault.HTML:
                 self._answer(200, b"<html>log in to the network first</html>", {"Content-Type": "text/html"})
             case _:
-                self._answer(200, data, headers)
+                self._answer(status, data, headers)
+
+    def _some_place(self, data: bytes) -> int:
+        """The middle, or any byte."""
+        dice = self.shared.dice
+        if dice is None:
+            return len(data) // 2
+        with self.shared.lock:
+            return dice.randrange(len(data))
+
+    def _write(self, data: bytes) -> None:
+        self.shared.sent[urlsplit(self.path).path.rpartition("/")[2]] += len(data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(data)
 
     def _failed_at_once(self, fault: Fault | None) -> bool:
         match fault:
@@ -300,7 +365,8 @@ class _Handler(BaseHTTPRequestHandler):
             case Fault.FORBIDDEN:
                 self._error(403, "DENIED", "requested access to the resource is denied")
             case Fault.LIMITED:
-                self._error(429, "TOOMANYREQUESTS", "slow down")
+                wait = {"Retry-After": self.shared.retry_after} if self.shared.retry_after else {}
+                self._error(429, "TOOMANYREQUESTS", "slow down", wait)
             case Fault.CLOSE:
                 self.close_connection = True
             case _:
@@ -313,7 +379,10 @@ class _Handler(BaseHTTPRequestHandler):
             if part in path and times > 0:
                 faults[position] = (part, fault, times - 1)
                 return fault
-        return None
+        state = self.shared
+        with state.lock:
+            fails = state.dice is not None and _PATH.fullmatch(path) and state.dice.random() < state.odds
+            return state.dice.choice(_AT_RANDOM) if state.dice is not None and fails else None
 
     def _is_allowed(self) -> bool:
         state = self.shared
@@ -339,12 +408,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, message: str = "", headers: dict[str, str] | None = None) -> None:
         body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
-        self._answer(status, body, {"Content-Type": "application/json", **(headers or {})})
+        headers = {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(body))}
+        self._head(status, headers)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self._head(status, {**headers, "Content-Length": str(len(body))})
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._write(body)
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

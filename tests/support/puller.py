@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cri_shim.adapters.content import Content
@@ -41,10 +42,13 @@ class Node:
         self.wants_wasm: bool | None = None
         clock = itertools.count(1_700_000_000_000_000_000)
         self.content = Content(self.layout)
-        self.registry = Registry([self.certs], stall_seconds=stall_seconds)
+        self.registry = Registry([self.certs], stall_seconds=stall_seconds, delays=(0.01, 0.02))
         layers = Layers(self.layout, self.zygote, privileged=os.geteuid() == 0)
         images, records = self.store.images, self.store.layers
-        self.collector = ImageCollector(images, records, self.content, layers, lambda: self.in_use)
+        self.now: Callable[[], int] = lambda: next(clock)
+        self.collector = ImageCollector(
+            images, records, self.content, layers, self.store.pulls, lambda: self.in_use, self._time
+        )
         puller = LayerPuller(self.layout, self.content, layers, records, self.collector, parallel=3)
         policy = PullPolicy(
             host=host_platforms(os.uname().machine),
@@ -57,6 +61,9 @@ class Node:
         self.pull_image = PullImage(policy, self.registry, self.content, images, self.names, self.collector, puller)
         self.query = ImageQuery(images, records, self.content, self.layout, ("*/pinned*",), lambda: next(clock))
         self.remove_image = RemoveImage(images, self.collector)
+
+    def _time(self) -> int:
+        return self.now()
 
     async def open(self) -> None:
         await self.collector.repair()
@@ -92,13 +99,32 @@ class Node:
                 await asyncio.sleep(0.01)
 
     def debris(self) -> list[str]:
-        """What only a running pull may have: partials, unfinished layers, layers and blobs that no record names."""
+        """What only a running pull may have: unfinished layers, and partials, layers and blobs that no record names.
+
+        Records are those of images and of unfinished pulls.
+        """
+        images, pulls = self.store.images.values(), self.store.pulls.values()
         layers = {str(record.number) for record in self.store.layers.values()}
-        wanted = {digest for record in self.store.images.values() for digest in record.blobs}
-        used = {key for record in self.store.images.values() for key in record.layers}
+        wanted = {digest for record in images for digest in record.blobs}
+        wanted |= {digest for pull in pulls for digest in (*pull.blobs, *(blob for blob, _, _ in pull.layers))}
+        used = {key for record in images for key in record.layers}
+        used |= {key for pull in pulls for _, *keys in pull.layers for key in keys}
         return [
-            *os.listdir(self.layout.partials),
+            *(self.partials().keys() - wanted),
             *(name for name in os.listdir(self.layout.layers) if name not in layers),
             *(self.blobs() - wanted),
             *(set(self.store.layers.keys()) - used - self.in_use),
         ]
+
+    def partials(self) -> dict[str, int]:
+        """Digest and bytes of each partial on disk."""
+        found = {}
+        for entry in os.scandir(self.layout.partials):
+            with contextlib.suppress(FileNotFoundError):  # just gone
+                found[f"sha256:{entry.name}"] = entry.stat().st_size
+        return found
+
+    def is_empty(self) -> bool:
+        """Nothing of any image is on disk, nor a record of one."""
+        records = (*self.store.images.values(), *self.store.layers.values(), *self.store.pulls.values())
+        return not (records or self.blobs() or self.partials() or os.listdir(self.layout.layers))

@@ -18,7 +18,7 @@ from tests.support.daemon import Daemon
 
 World = Mapping[str, frozenset[str]]
 
-_TABLES = ("pods", "containers", "images", "layers")
+_TABLES = ("pods", "containers", "images", "layers", "pulls")
 _OWN = ("state.db-shm", "state.db-wal")
 """Files of the database itself, which come and go with its connections."""
 
