@@ -15,6 +15,7 @@ import msgspec
 
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import hooks
 
 if TYPE_CHECKING:
     from cri_shim.spec.facts import Json
@@ -25,7 +26,6 @@ ANNOTATION: Final = "cdi.k8s.io/"
 _KIND: Final = re.compile(r"[A-Za-z]([\w.-]*[A-Za-z0-9])?/[A-Za-z]([\w-]*[A-Za-z0-9])?", re.ASCII)
 _DEVICE: Final = re.compile(r"[A-Za-z0-9]([\w.:-]*[A-Za-z0-9])?", re.ASCII)
 _VERSION: Final = re.compile(r"v?[01]\.\d+\.\d+(-[\w.]+)?", re.ASCII)
-_HOOKS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class Mount(_Part, frozen=True, kw_only=True):
 class Hook(_Part, frozen=True, kw_only=True):
     """An OCI hook; `hook_name` is the key of its list."""
 
-    hook_name: Literal["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]
+    hook_name: hooks.Stage
     path: str
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ def apply(document: Json, edits: Edits) -> Json:
             "resources": {**resources, "devices": [*resources["devices"], *_rules(edits.device_nodes)]},
             **({"intelRdt": edits.intel_rdt} if edits.intel_rdt else {}),
         },
-        **({"hooks": _merged_hooks(document.get("hooks", {}), edits.hooks)} if edits.hooks else {}),
+        **({"hooks": hooks.merged(document.get("hooks", {}), _by_stage(edits.hooks))} if edits.hooks else {}),
     }
 
 
@@ -262,9 +262,10 @@ def _mount(mount: Mount) -> Json:
     return made | ({"type": kind} if kind else {"type": "bind", "options": [*made["options"], "rbind"]})
 
 
-def _merged_hooks(hooks: Mapping[str, Sequence[Json]], further: Sequence[Hook]) -> Json:
-    merged: Json = {name: list(hooks.get(name, ())) for name in _HOOKS}
-    for hook in further:
+def _by_stage(listed: Sequence[Hook]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
+    for hook in listed:
         made: Json = {"path": hook.path, "args": list(hook.args), "env": list(hook.env)}
-        merged[hook.hook_name].append(made if hook.timeout is None else {**made, "timeout": hook.timeout})
-    return {name: listed for name, listed in merged.items() if listed}
+        made |= {} if hook.timeout is None else {"timeout": hook.timeout}
+        found.setdefault(hook.hook_name, []).append(made)
+    return found

@@ -7,7 +7,7 @@ refused with an error that names it.
 from __future__ import annotations
 
 from cri_shim.model.handler import ContainerPlan
-from cri_shim.spec import apparmor, cdi, cgroup_plan, devices, mounts, namespaces, resources, security
+from cri_shim.spec import apparmor, base_spec, cdi, cgroup_plan, devices, hooks, mounts, namespaces, resources, security
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.runtime_annotations import runtime_annotations
 from cri_shim.spec.unsupported import refuse_unsupported
@@ -18,7 +18,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     refuse_unsupported(plan.config, host)
     wanted = plan.config.linux.security_context
     propagation = mounts.rootfs_propagation(plan.config.mounts)
-    document = {
+    document: Json = {
         "ociVersion": host.oci_version,
         "process": _process(plan, host, found),
         "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
@@ -33,6 +33,12 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
             **_present("rootfsPropagation", propagation),
         },
     }
+    if plan.infra:
+        return document
+    if host.base_spec:
+        document = base_spec.onto(host.base_spec, document)
+    if fitting := hooks.of_container(found.hooks, _hooked(plan)):
+        document["hooks"] = hooks.merged(document.get("hooks", {}), fitting)
     return cdi.apply(document, found.cdi) if cdi.device_names(plan.config) else document
 
 
@@ -68,6 +74,11 @@ def _process(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Jso
         **_present("rlimits", [] if plan.infra else list(host.rlimits)),
         **_present("apparmorProfile", apparmor.profile_name(wanted, host, found)),
     }
+
+
+def _hooked(plan: ContainerPlan) -> hooks.Subject:
+    annotations = {**plan.pod.config.annotations, **plan.config.annotations}
+    return hooks.Subject(next(iter(plan.process.args), ""), annotations, bind_mounts=bool(plan.config.mounts))
 
 
 def _devices_and_resources(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:

@@ -13,6 +13,7 @@ from typing import Any
 from cri_shim.model.capabilities import DEFAULT_CAPABILITIES
 from cri_shim.spec.cdi import Edits
 from cri_shim.spec.cgroup_plan import Driver
+from cri_shim.spec.hooks import HookFile
 
 Json = dict[str, Any]
 """A JSON object; config.json is one."""
@@ -47,6 +48,8 @@ class HostFacts:
     """Of a container that neither adds nor drops any."""
     rlimits: tuple[Json, ...] = ()
     """`process.rlimits` of every container."""
+    base_spec: Json = field(default_factory=dict)
+    """What the handler's base spec adds to every container."""
     privileged_any_device: bool = True
     """Whether a privileged container may use devices that it does not ask for."""
 
@@ -96,5 +99,7 @@ class ContainerFacts:
     """Names of those that are loaded."""
     apparmor_problem: str = ""
     """Why the default one is not."""
+    hooks: tuple[HookFile, ...] = ()
+    """The node's hooks; whether one fits is not known yet."""
     cdi: Edits = field(default_factory=Edits)
     """What the request's CDI devices change; every device node has its type and numbers."""

@@ -14,7 +14,9 @@ from cri_shim.adapters.monitor import Monitors
 from cri_shim.adapters.oci_runtime import OciRuntime
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
+from cri_shim.spec.base_spec import parse_base
 from cri_shim.spec.cgroup_plan import Driver
+from cri_shim.spec.facts import Json
 from handlers.oci.handler import OciHandler
 from handlers.oci.options import OciOptions
 
@@ -32,6 +34,7 @@ def make(name: str, options: OciOptions, context: HandlerContext) -> OciHandler:
     if program is None:
         msg = f"handlers.{name}.path: there is no program {options.path}"
         raise FailedPrecondition(msg, hint="install it, or take the handler out of the configuration")
+    base = _base_spec(name, options.base_spec)
     runtime = OciRuntime(
         program,
         Path(options.root) if options.root else context.layout.runtime_root(name),
@@ -40,4 +43,15 @@ def make(name: str, options: OciOptions, context: HandlerContext) -> OciHandler:
         systemd_cgroup=systemd,
     )
     monitors = Monitors(context.conmon, runtime, context.cgroups)
-    return OciHandler(name, runtime, monitors, context, options)
+    return OciHandler(name, runtime, monitors, context, options, base)
+
+
+def _base_spec(name: str, path: str) -> Json:
+    if not path:
+        return {}
+    try:
+        return parse_base(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        msg = f"handlers.{name}.base_spec: {path} cannot be used: {why}"
+        raise InvalidArgument(msg) from error

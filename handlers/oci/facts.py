@@ -17,6 +17,7 @@ import msgspec
 from cri_shim.adapters import cdi
 from cri_shim.adapters.cgroups import Version
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.hooks import hook_files
 from cri_shim.adapters.oci_runtime import Identity
 from cri_shim.kernel import mounts
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
@@ -36,7 +37,7 @@ _CONSOLE: Final = "console"
 _RESTRICTIONS: Final = (("nosuid", os.ST_NOSUID), ("nodev", os.ST_NODEV), ("noexec", os.ST_NOEXEC))
 
 
-def host_facts(identity: Identity, context: HandlerContext, options: OciOptions) -> HostFacts:
+def host_facts(identity: Identity, context: HandlerContext, options: OciOptions, base_spec: Json) -> HostFacts:
     """What is the same for every container of a runtime."""
     host = context.cgroups.host
     return HostFacts(
@@ -54,6 +55,7 @@ def host_facts(identity: Identity, context: HandlerContext, options: OciOptions)
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         recursive_read_only=identity.features.recursive_read_only and _kernel() >= _MOUNT_SETATTR_KERNEL,
         min_memory=options.min_memory,
+        base_spec=base_spec,
         default_capabilities=frozenset(options.default_capabilities),
         rlimits=parse_ulimits(options.default_ulimits),
         privileged_any_device=(
@@ -75,6 +77,7 @@ def container_facts(
         seccomp=_localhost_profile(config.linux.security_context),
         apparmor_profiles=apparmor_profiles,
         apparmor_problem=apparmor_problem,
+        hooks=tuple(hook_files(options.hooks_paths)),
         cdi=cdi.edits(names, options.cdi_paths) if (names := device_names(config)) else Edits(),
     )
 

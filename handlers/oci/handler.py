@@ -76,6 +76,7 @@ class OciHandler:
         monitors: Monitors,
         context: HandlerContext,
         options: OciOptions,
+        base_spec: Json,
     ) -> None:
         self.name = name
         self.features = Features()
@@ -83,6 +84,7 @@ class OciHandler:
         self._monitors = monitors
         self._context = context
         self._options = options
+        self._base_spec = base_spec
         self._containers: dict[ContainerId, _Container] = {}
         self._host: HostFacts | None = None
         self._clamped: set[str] = set()
@@ -91,7 +93,8 @@ class OciHandler:
         """Ask the runtime what it is able to do, for `features`; the first `create` does it too."""
         if self._host is None:
             identity, _ = await asyncio.gather(self._runtime.identity(), self._context.apparmor.load())
-            host = await asyncio.to_thread(facts.host_facts, identity, self._context, self._options)
+            read = facts.host_facts
+            host = await asyncio.to_thread(read, identity, self._context, self._options, self._base_spec)
             self.features = Features(recursive_read_only_mounts=host.recursive_read_only)
             self._host = host
 

@@ -34,6 +34,10 @@ class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Bytes; a lower memory limit is refused. runc's own process needs this much to start a container."""
     wasm: Literal["executor", "native", "off"] = "off"
     """Who runs a Wasm image: the first handler of kind wasmtime, the runtime's own engine, nobody."""
+    base_spec: str = ""
+    """A file with an OCI runtime spec that adds to every container what the CRI has no field for; empty = none."""
+    hooks_dirs: tuple[str, ...] = ()
+    """Where hook files are (oci-hooks(5) 1.0.0), read for each container; later ones win."""
     default_capabilities: tuple[str, ...] = tuple(name for name in NAMES if name in DEFAULT_CAPABILITIES)
     """What a container has that neither adds nor drops any: names without CAP_."""
     default_env: dict[str, str] = {}
@@ -69,3 +73,7 @@ class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def cdi_paths(self) -> tuple[Path, ...]:
         return tuple(Path(directory) for directory in self.cdi_dirs)
+
+    @property
+    def hooks_paths(self) -> tuple[Path, ...]:
+        return tuple(Path(directory) for directory in self.hooks_dirs)

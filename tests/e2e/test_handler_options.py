@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from cri_shim.pb import api_pb2 as pb
 from tests.conftest import MakeDaemon
 from tests.e2e.conftest import Lab
-from tests.support.expect import refused
+from tests.support.expect import eventually, refused
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("runtime", ["runc", "crun"])]
 
@@ -24,8 +25,36 @@ TUNED: dict[str, Any] = {
 }
 
 
+BASE = {
+    "process": {
+        "args": ["never"],
+        "env": ["BASE=1"],
+        "rlimits": [{"type": "RLIMIT_SIGPENDING", "soft": 5, "hard": 6}],
+    },
+    "mounts": [{"destination": "/base", "type": "tmpfs", "source": "base", "options": ["size=4k"]}],
+    "linux": {"resources": {"pids": {"limit": 77}}},
+}
+
+
 @pytest.fixture(scope="module")
-def option_lab(make_shared_daemon: MakeDaemon, busybox: str) -> Iterator[Lab]:
+def directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """As /usr/share/containers/oci/hooks.d and /etc/containers/oci/hooks.d."""
+    base = tmp_path_factory.mktemp("hooks")
+    usr, etc = base / "usr", base / "etc"
+    usr.mkdir()
+    etc.mkdir()
+    return usr, etc
+
+
+@pytest.fixture(scope="module")
+def option_lab(
+    make_shared_daemon: MakeDaemon,
+    busybox: str,
+    directories: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Lab]:
+    base = tmp_path_factory.mktemp("base") / "base.json"
+    base.write_text(json.dumps(BASE))
     handlers: dict[str, Any] = {}
     for runtime in ("runc", "crun"):
         plain = {"kind": "oci", "path": runtime}
@@ -33,6 +62,8 @@ def option_lab(make_shared_daemon: MakeDaemon, busybox: str) -> Iterator[Lab]:
             runtime: plain,
             f"{runtime}-tuned": {**plain, **TUNED},
             f"{runtime}-strict": {**plain, "allowed_annotations": []},
+            f"{runtime}-hooked": {**plain, "hooks_dirs": [str(directory) for directory in directories]},
+            f"{runtime}-based": {**plain, "base_spec": str(base)},
             f"{runtime}-bare": {**plain, "privileged_without_host_devices": True},
             f"{runtime}-any": {
                 **plain,
@@ -125,3 +156,47 @@ def test_the_size_of_shared_memory(lab: Lab, runtime: str) -> None:
     config.metadata.attempt += 1
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "shm-size is not allowed by handler"):
         lab.pod(f"{runtime}-strict", config=config)
+
+
+def test_a_base_spec(lab: Lab, runtime: str) -> None:
+    script = """
+        echo $BASE; mount | grep -c ' on /base type tmpfs'; grep 'pending' /proc/self/limits | tr -s ' '
+        cat /sys/fs/cgroup/pids/pids.max"""
+    assert lab.say(lab.pod(f"{runtime}-based"), script) == ["1", "1", "Max pending signals 5 6 signals ", "77"]
+
+
+def test_hooks_of_the_node(lab: Lab, runtime: str, directories: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each writes its name, and keeps the state that the runtime tells it."""
+    usr, etc = directories
+    program = tmp_path / "hook"
+    program.write_text(f'#!/bin/sh\ncat >{tmp_path}/state; echo "$1 $OF" >>{tmp_path}/ran\n')
+    program.chmod(0o755)
+
+    def put(directory: Path, name: str, when: dict[str, Any], *stages: str) -> None:
+        hook = {"path": str(program), "args": ["hook", name], "env": [f"OF={directory.name}"]}
+        file = {"version": "1.0.0", "hook": hook, "when": when, "stages": stages}
+        (directory / f"{name}.json").write_text(json.dumps(file))
+
+    for directory in directories:
+        for file in directory.iterdir():
+            file.unlink()
+    put(usr, "20-second", {"annotations": {"^hooked$": "^yes$"}}, "createRuntime")
+    put(usr, "10-first", {"commands": ["^sh$"]}, "createRuntime", "poststop")
+    put(usr, "30-masked", {"always": True}, "createRuntime")
+    put(etc, "30-masked", {"always": True}, "createRuntime")
+    put(usr, "40-other", {"commands": ["^bash$"]}, "createRuntime")
+    sandbox = lab.pod_config()
+    sandbox.annotations["hooked"] = "yes"
+    container = lab.cri.run(lab.pod(f"{runtime}-hooked", config=sandbox), lab.shell("true"))
+    lab.cri.wait_exit(container)
+    assert (tmp_path / "ran").read_text().splitlines() == ["10-first usr", "20-second usr", "30-masked etc"]
+    assert json.loads((tmp_path / "state").read_text())["id"] == container
+    lab.cri.remove(container)
+    eventually(lambda: (tmp_path / "ran").read_text().endswith("30-masked etc\n10-first usr\n"))
+    # Of a handler without the directories there is none.
+    lab.say(lab.pod(runtime), "true")
+    assert len((tmp_path / "ran").read_text().splitlines()) == 4
+    (etc / "50-broken.json").write_text('{"version": "1.0.0"}')
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "50-broken.json cannot be used"):
+        lab.cri.create(lab.pod(f"{runtime}-hooked"), lab.shell("true"))
+    (etc / "50-broken.json").unlink()
