@@ -50,6 +50,7 @@ from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
+from cri_shim.flows.log_read import ReadLog
 from cri_shim.flows.log_reopen import ReopenContainerLog
 from cri_shim.flows.network_settle import SettleNetworks
 from cri_shim.flows.network_watch import NetworkWatch
@@ -73,7 +74,7 @@ from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.rpc.edge import Flow
+from cri_shim.rpc.edge import Flow, StreamFlow
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.wire.oci_image import host_platforms
 
@@ -103,7 +104,7 @@ class Flows:
 
     runtime: Mapping[str, Flow]
     image: Mapping[str, Flow]
-    admin: Mapping[str, Flow]
+    admin: Mapping[str, Flow | StreamFlow]
     handlers: Handlers
     exits: Exits
     running: tuple[InFlight[Any, Any], ...]
@@ -162,6 +163,7 @@ class Flows:
             "PodSandboxStats": stats.pod,
             "ListPodSandboxStats": stats.list_pods,
         }
+        admin: dict[str, Flow | StreamFlow] = {**images.admin, "ReadLog": ReadLog(base.store, pods.run.clock)}
         running = (
             pods.run.runs,
             pods.stop.stops,
@@ -171,7 +173,7 @@ class Flows:
             containers.remove.removals,
         )
         networks, sampler = (watch, settle), Sampler(stats)
-        return cls(runtime, images.methods, images.admin, handlers, exits, running, recovery, networks, images, sampler)
+        return cls(runtime, images.methods, admin, handlers, exits, running, recovery, networks, images, sampler)
 
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""

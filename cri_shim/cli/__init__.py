@@ -6,11 +6,12 @@ argparse, not a library: the daemon's start time and memory are features, and th
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 import cri_shim
-from cri_shim.cli import images
+from cri_shim.cli import images, logs
 from cri_shim.cli.connection import add_config
 from cri_shim.model.errors import CriShimError
 
@@ -23,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CriShimError as error:
         print(f"cri-shim: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         print(f"cri-shim: {error.strerror}: {error.filename}", file=sys.stderr)
         return 1
@@ -48,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     dump.set_defaults(run=_config_dump)
 
     images.add_commands(commands)
+    logs.add_command(commands)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)

@@ -7,9 +7,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from cri_shim.cli.connection import add_connection, connect
+from cri_shim.cli.connection import Parsers, add_connection, connect
 from cri_shim.cli.tables import age, columns, size
 from cri_shim.model.errors import CriShimError
 from cri_shim.model.ids import SHORT
@@ -17,8 +17,6 @@ from cri_shim.model.refs import familiar
 
 if TYPE_CHECKING:
     from cri_shim.pb import admin_pb2 as pb
-
-Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  it has no public name
 
 
 def add_commands(parsers: Parsers) -> None:

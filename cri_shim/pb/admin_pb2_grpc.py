@@ -60,6 +60,11 @@ class AdminStub:
                 request_serializer=admin_dot_v1_dot_admin__pb2.PruneImagesRequest.SerializeToString,
                 response_deserializer=admin_dot_v1_dot_admin__pb2.PruneImagesResponse.FromString,
                 _registered_method=True)
+        self.ReadLog = channel.unary_stream(
+                '/crishim.admin.v1.Admin/ReadLog',
+                request_serializer=admin_dot_v1_dot_admin__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=admin_dot_v1_dot_admin__pb2.LogChunk.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -100,6 +105,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadLog(self, request, context):
+        """What a container has written, and with `follow` what it goes on writing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +139,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PruneImages,
                     request_deserializer=admin_dot_v1_dot_admin__pb2.PruneImagesRequest.FromString,
                     response_serializer=admin_dot_v1_dot_admin__pb2.PruneImagesResponse.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=admin_dot_v1_dot_admin__pb2.ReadLogRequest.FromString,
+                    response_serializer=admin_dot_v1_dot_admin__pb2.LogChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +281,33 @@ class Admin:
             '/crishim.admin.v1.Admin/PruneImages',
             admin_dot_v1_dot_admin__pb2.PruneImagesRequest.SerializeToString,
             admin_dot_v1_dot_admin__pb2.PruneImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crishim.admin.v1.Admin/ReadLog',
+            admin_dot_v1_dot_admin__pb2.ReadLogRequest.SerializeToString,
+            admin_dot_v1_dot_admin__pb2.LogChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,10 @@ class AdminClient:
         """What went, or would go."""
         return self._ask(lambda: self._stub.PruneImages(pb.PruneImagesRequest(dry_run=dry_run)))
 
+    def read_log(self, request: pb.ReadLogRequest) -> Iterator[pb.LogChunk]:
+        """What a container has written; with `follow` until its pod ends."""
+        return self._listen(lambda: self._stub.ReadLog(request))
+
     def _ask(self, call: Callable[[], T]) -> T:
         try:
             return call()

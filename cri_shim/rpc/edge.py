@@ -5,6 +5,7 @@ Not a flow. Invariant: a client never sees an exception's type or trace, and the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import time
@@ -19,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cri_shim.log import get_logger
-from cri_shim.model.errors import CriShimError
+from cri_shim.model.errors import CriShimError, Unavailable
 from cri_shim.rpc.status import status_of
 from cri_shim.spec import wellformed
 
@@ -42,10 +43,11 @@ _CLIENT_FAULTS = {
 
 
 class Gate:
-    """Refuses every call until recovery is done, and again while the daemon stops."""
+    """Refuses every call until recovery is done, and again while the daemon stops, which ends the streams."""
 
     def __init__(self) -> None:
         self.refusal = "the daemon is starting, its state is not recovered yet"
+        self.closing = asyncio.Event()
 
     def open(self) -> None:
         """Let calls in."""
@@ -54,6 +56,7 @@ class Gate:
     def close(self) -> None:
         """Refuse calls from now on."""
         self.refusal = "the daemon is stopping"
+        self.closing.set()
 
 
 class _Malformed:
@@ -141,8 +144,11 @@ def _guarded_stream(name: str, flow: StreamFlow, gate: Gate) -> Callable[[Any, C
         started = time.monotonic()
         try:
             wellformed.check(request)
-            async with contextlib.aclosing(flow(request)) as messages:
-                async for message in messages:
+            async with (
+                contextlib.aclosing(flow(request)) as messages,
+                contextlib.aclosing(_until_closing(messages, gate)) as shown,
+            ):
+                async for message in shown:
                     yield message
         except Exception as error:
             await _fail(error, context, time.monotonic() - started)
@@ -150,6 +156,33 @@ def _guarded_stream(name: str, flow: StreamFlow, gate: Gate) -> Callable[[Any, C
         log.debug("call", seconds=round(time.monotonic() - started, 4))
 
     return call
+
+
+async def _until_closing(messages: AsyncGenerator[Message], gate: Gate) -> AsyncGenerator[Message]:
+    """The messages; Unavailable as soon as the gate closes: who follows a log must not hold up the stop."""
+    closing = asyncio.ensure_future(gate.closing.wait())
+    following: asyncio.Future[Message] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(_next(messages))
+            await asyncio.wait((following, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                raise Unavailable(gate.refusal)
+            try:
+                message = following.result()
+            except StopAsyncIteration:
+                return
+            yield message
+    finally:
+        for waiting in (closing, following):
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+                # The generator can be closed only when nobody waits in it.
+                await asyncio.wait((waiting,))
+
+
+async def _next(messages: AsyncGenerator[Message]) -> Message:
+    return await anext(messages)
 
 
 async def _admit(name: str, request: Any, gate: Gate, context: Context) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
 import pytest
 
 from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound, PullError, Unimplemented
+from cri_shim.pb import admin_pb2, api_pb2_grpc
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.pb import api_pb2_grpc
 from cri_shim.rpc.edge import Gate
 from cri_shim.rpc.server import Server
 from cri_shim.rpc.status import status_of
+
+ReadLog: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[admin_pb2.ReadLogRequest, admin_pb2.LogChunk]"
 
 
 async def _version(request: pb.VersionRequest) -> pb.VersionResponse:
@@ -141,3 +145,48 @@ async def test_long_texts_arrive(tmp_path: Path, character: str) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert (caught.value.details() or "").startswith(character * 250)
     await server.stop(0)
+
+
+async def _read_log(request: admin_pb2.ReadLogRequest) -> AsyncGenerator[admin_pb2.LogChunk]:
+    yield admin_pb2.LogChunk(data=b"first")
+    if not request.follow:
+        raise NotFound("no more", hint="look again")
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def streaming(tmp_path: Path) -> AsyncIterator[tuple[Server, ReadLog]]:
+    gate = Gate()
+    server = Server(tmp_path / "s", {}, {}, gate, admin={"ReadLog": _read_log})
+    await server.start()
+    gate.open()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as opened:
+        yield (
+            server,
+            opened.unary_stream(
+                "/crishim.admin.v1.Admin/ReadLog",
+                request_serializer=admin_pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=admin_pb2.LogChunk.FromString,
+            ),
+        )
+    await server.stop(0)
+
+
+async def test_a_stream_ends_with_the_words_of_its_error(streaming: tuple[Server, ReadLog]) -> None:
+    _, read_log = streaming
+    chunks = aiter(read_log(admin_pb2.ReadLogRequest()))
+    assert (await anext(chunks)).data == b"first"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(chunks)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "no more; look again")
+
+
+async def test_streams_do_not_hold_up_the_stop(streaming: tuple[Server, ReadLog]) -> None:
+    server, read_log = streaming
+    chunks = aiter(read_log(admin_pb2.ReadLogRequest(follow=True)))
+    assert (await anext(chunks)).data == b"first"
+    async with asyncio.timeout(30):
+        await server.stop(60)
+    with pytest.raises(grpc.aio.AioRpcError, match="the daemon is stopping") as caught:
+        await anext(chunks)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
