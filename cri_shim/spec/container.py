@@ -83,7 +83,8 @@ def _hooked(plan: ContainerPlan) -> hooks.Subject:
 
 def _devices_and_resources(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     nodes, rules = devices.devices(plan.config, host, found)
-    return {"devices": nodes, "resources": {"devices": rules, **resources.resources(plan.config.linux.resources, host)}}
+    limits = {**resources.resources(plan.config.linux.resources, host), **_present("blockIO", found.block_io)}
+    return {"devices": nodes, "resources": {"devices": rules, **limits}}
 
 
 def _present(key: str, value: Json | list[Json] | str | None) -> Json:

@@ -99,6 +99,8 @@ class ContainerFacts:
     """Names of those that are loaded."""
     apparmor_problem: str = ""
     """Why the default one is not."""
+    block_io: Json = field(default_factory=dict)
+    """`blockIO` of the class that an annotation names."""
     hooks: tuple[HookFile, ...] = ()
     """The node's hooks; whether one fits is not known yet."""
     cdi: Edits = field(default_factory=Edits)

@@ -14,13 +14,14 @@ from typing import Final
 
 import msgspec
 
-from cri_shim.adapters import cdi
+from cri_shim.adapters import blockio, cdi
 from cri_shim.adapters.cgroups import Version
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.hooks import hook_files
 from cri_shim.adapters.oci_runtime import Identity
 from cri_shim.kernel import mounts
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.cdi import Edits, device_names
 from cri_shim.spec.devices import HOST_DEVICES
@@ -65,9 +66,10 @@ def host_facts(identity: Identity, context: HandlerContext, options: OciOptions,
 
 
 def container_facts(
-    config: pb.ContainerConfig, options: OciOptions, apparmor_profiles: frozenset[str], apparmor_problem: str
+    plan: ContainerPlan, options: OciOptions, apparmor_profiles: frozenset[str], apparmor_problem: str
 ) -> ContainerFacts:
     """What the configuration of one container names on the host. FailedPrecondition for what is not there."""
+    config = plan.config
     devices = {device.host_path: tuple(_devices(device.host_path)) for device in config.devices}
     if config.linux.security_context.privileged and not options.privileged_without_host_devices:
         devices[HOST_DEVICES] = tuple(_below(HOST_DEVICES))
@@ -77,6 +79,7 @@ def container_facts(
         seccomp=_localhost_profile(config.linux.security_context),
         apparmor_profiles=apparmor_profiles,
         apparmor_problem=apparmor_problem,
+        block_io=blockio.of_container(config, plan.pod.config, options.blockio_config_file) if not plan.infra else {},
         hooks=tuple(hook_files(options.hooks_paths)),
         cdi=cdi.edits(names, options.cdi_paths) if (names := device_names(config)) else Edits(),
     )

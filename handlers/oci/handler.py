@@ -244,7 +244,7 @@ class OciHandler:
         if plan.rootfs is None:
             self._context.layout.rootfs(plan.id).mkdir(exist_ok=True)  # an image without a layer
         problem = self._context.apparmor.problem
-        found = facts.container_facts(plan.config, self._options, profiles, problem)
+        found = facts.container_facts(plan, self._options, profiles, problem)
         document = spec.build(plan, self._host, found)
         self._say_what_was_clamped(plan)
         launch.files.config.write_bytes(msgspec.json.encode(document))

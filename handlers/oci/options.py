@@ -38,6 +38,8 @@ class OciOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A file with an OCI runtime spec that adds to every container what the CRI has no field for; empty = none."""
     hooks_dirs: tuple[str, ...] = ()
     """Where hook files are (oci-hooks(5) 1.0.0), read for each container; later ones win."""
+    blockio_config_file: str = ""
+    """Classes of block IO (the format of goresctrl) that an annotation may name; empty = none."""
     default_capabilities: tuple[str, ...] = tuple(name for name in NAMES if name in DEFAULT_CAPABILITIES)
     """What a container has that neither adds nor drops any: names without CAP_."""
     default_env: dict[str, str] = {}

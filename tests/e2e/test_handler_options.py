@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
+from cri_shim.adapters import blockio
 from cri_shim.pb import api_pb2 as pb
 from tests.conftest import MakeDaemon
 from tests.e2e.conftest import Lab
+from tests.support.cri import whole_lines
 from tests.support.expect import eventually, refused
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("runtime", ["runc", "crun"])]
@@ -25,6 +28,7 @@ TUNED: dict[str, Any] = {
 }
 
 
+DISKS = "/dev/[sv]d*"
 BASE = {
     "process": {
         "args": ["never"],
@@ -55,6 +59,9 @@ def option_lab(
 ) -> Iterator[Lab]:
     base = tmp_path_factory.mktemp("base") / "base.json"
     base.write_text(json.dumps(BASE))
+    classes = base.with_name("classes.yaml")
+    throttled = {"Devices": [DISKS], "ThrottleReadBps": "2M", "ThrottleWriteIOPS": 7}
+    classes.write_text(json.dumps({"Classes": {"slow": [throttled], "heavy": [{"Weight": 200}]}}))
     handlers: dict[str, Any] = {}
     for runtime in ("runc", "crun"):
         plain = {"kind": "oci", "path": runtime}
@@ -64,6 +71,13 @@ def option_lab(
             f"{runtime}-strict": {**plain, "allowed_annotations": []},
             f"{runtime}-hooked": {**plain, "hooks_dirs": [str(directory) for directory in directories]},
             f"{runtime}-based": {**plain, "base_spec": str(base)},
+            f"{runtime}-classes": {**plain, "blockio_config_file": str(classes)},
+            f"{runtime}-other": {
+                "kind": "oci",
+                "path": str(_other_runtime(base.parent, runtime)),
+                "root": str(base.parent / f"{runtime}-root"),
+                "allowed_annotations": ["acme.io/*"],
+            },
             f"{runtime}-bare": {**plain, "privileged_without_host_devices": True},
             f"{runtime}-any": {
                 **plain,
@@ -77,6 +91,14 @@ def option_lab(
         yield Lab(daemon, cri, busybox, "")
 
 
+def _other_runtime(directory: Path, runtime: str) -> Path:
+    """A program of another name with the command line of OCI runtimes, which writes down how it is called."""
+    program = directory / f"other-{runtime}"
+    program.write_text(f'#!/bin/sh\necho "$*" >>{program}.calls\nexec {runtime} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
 @pytest.fixture
 def lab(option_lab: Lab) -> Iterator[Lab]:
     yield option_lab
@@ -85,11 +107,10 @@ def lab(option_lab: Lab) -> Iterator[Lab]:
 
 def test_limits_of_processes(lab: Lab, runtime: str) -> None:
     script = "grep -E '^Max (open|core)' /proc/self/limits | tr -s ' '"
-    config = lab.shell(f"{script}; exec sleep 1000")
+    config = lab.shell(f"{script}; echo end; exec sleep 1000")
     container = lab.cri.run(lab.pod(f"{runtime}-tuned"), config)
     expected = ["Max core file size 0 0 bytes ", "Max open files 100 200 files "]
-    lab.cri.wait_log(container, "open files")
-    assert [line.text for line in lab.cri.log(container)] == expected
+    assert whole_lines(lab.cri.wait_log(container, "end")) == [*expected, "end"]
     assert lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines() == expected
     own = [" ".join(line.split()) for line in Path(f"/proc/{lab.daemon.pid}/limits").read_text().splitlines()]
     inherited = lab.say(lab.pod(runtime), "grep '^Max open' /proc/self/limits | tr -s ' '")
@@ -200,3 +221,64 @@ def test_hooks_of_the_node(lab: Lab, runtime: str, directories: tuple[Path, Path
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "50-broken.json cannot be used"):
         lab.cri.create(lab.pod(f"{runtime}-hooked"), lab.shell("true"))
     (etc / "50-broken.json").unlink()
+
+
+def test_a_class_of_block_io(lab: Lab, runtime: str) -> None:
+    disk = next(blockio.disks(DISKS), None)
+    if disk is None:
+        pytest.skip(f"no disk of this machine fits {DISKS}")
+    sandbox = lab.pod_config()
+    sandbox.annotations["blockio.resources.beta.kubernetes.io/container.main"] = "slow"
+    pod = lab.pod(f"{runtime}-classes", config=sandbox)
+    script = "cd /sys/fs/cgroup/blkio && cat blkio.throttle.read_bps_device blkio.throttle.write_iops_device"
+    numbers = f"{disk.major}:{disk.minor}"
+    assert lab.say(pod, script) == [f"{numbers} 2000000", f"{numbers} 7"]
+    assert lab.say(pod, script, name="other") == []
+    config = lab.shell("true", name="unknown")
+    config.annotations["io.kubernetes.cri.blockio-class"] = "fast"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "there is no class 'fast' of block IO; there are: heavy, slow"):
+        lab.cri.create(pod, config)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "this handler has no classes of block IO"):
+        lab.cri.create(lab.pod(runtime), config)
+    heavy = lab.shell("cat /sys/fs/cgroup/blkio/blkio*weight", name="heavy")
+    heavy.annotations["io.kubernetes.cri.blockio-class"] = "heavy"
+    if runtime == "crun":  # it knows the file of CFQ only, which newer kernels do not have
+        with refused(grpc.StatusCode.INTERNAL, "blkio.weight"):
+            lab.cri.create(pod, heavy)
+    else:
+        assert lab.output(pod, heavy) == (0, ["200"])
+
+
+def test_any_runtime_by_configuration_alone(lab: Lab, runtime: str) -> None:
+    """Another program, name and root, over the whole life of a container and a restart of the daemon."""
+    handler = f"{runtime}-other"
+    sandbox = lab.pod_config()
+    sandbox.annotations["acme.io/device"] = "yes"
+    sandbox.annotations["other.io/x"] = "no"
+    pod = lab.pod(handler, config=sandbox)
+    container = lab.cri.run(pod, lab.shell("echo ready; exec sleep 1000"))
+    lab.cri.wait_log(container, "ready")
+    info = json.loads(
+        lab.cri.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container, verbose=True)).info["info"]
+    )
+    program = Path(info["runtime"])
+    root = program.parent / f"{runtime}-root"
+    assert program.name == f"other-{runtime}"
+    assert (root / container).is_dir()
+    assert not (lab.daemon.state / "runtime" / handler).exists()
+    state = json.loads(subprocess.check_output([runtime, f"--root={root}", "state", container]))
+    assert state["annotations"]["acme.io/device"] == "yes"
+    assert "other.io/x" not in state["annotations"]
+    assert lab.cri.exec(container, ["echo", "in"]).stdout == b"in\n"
+    lab.daemon.restart()
+    with lab.daemon.client() as cri:
+        limits = pb.LinuxContainerResources(cpu_shares=512)
+        cri.runtime.UpdateContainerResources(pb.UpdateContainerResourcesRequest(container_id=container, linux=limits))
+        assert cri.exec(container, ["echo", "again"]).stdout == b"again\n"
+        cri.remove_all_pods()
+    assert list(root.iterdir()) == []
+    calls = Path(f"{program}.calls").read_text()
+    for verb in ("create", "start", "exec", "update", "delete"):
+        assert f" {verb} " in calls
+    features = {entry.name: entry.features for entry in lab.cri.runtime.Status(pb.StatusRequest()).runtime_handlers}
+    assert features[handler] == features[runtime]
