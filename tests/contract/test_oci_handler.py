@@ -398,10 +398,11 @@ class TestSharedPid:
 
 
 async def test_kill_tree_ends_a_tree_that_keeps_forking() -> None:
-    fork = "while :; do sleep 1000 & sleep 0.01; done"
+    sleeper = f"sleep 1000.{os.getpid()}"  # another run on this machine has another
+    fork = f"while :; do {sleeper} & sleep 0.01; done"
     child = process.spawn(["/bin/busybox", "sh", "-c", f"sh -c '{fork}' & {fork}"])
     await asyncio.sleep(0.2)
     await asyncio.to_thread(kill_tree, child.pid)
     assert await child.wait() == -signal.SIGKILL
-    left = process.find_processes(lambda words: "sleep 1000" in " ".join(words))
+    left = process.find_processes(lambda words: sleeper in " ".join(words))
     assert left == []

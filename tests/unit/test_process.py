@@ -292,8 +292,11 @@ def test_start_time_names_a_process_for_ever() -> None:
 
 
 async def test_find_processes_by_command_line() -> None:
-    child = process.spawn(["sleep", "61.25"])
-    assert process.find_processes(lambda words: words == ["sleep", "61.25"]) == [child.pid]
+    command = ["sleep", f"61.{os.getpid()}"]  # another run on this machine has another
+    child = process.spawn(command)
+    while not (found := process.find_processes(lambda words: words == command)):
+        await asyncio.sleep(0.01)  # execve lets its parent go on before the new command line is in place
     child.kill()
     await child.wait()
-    assert process.find_processes(lambda words: words == ["sleep", "61.25"]) == []
+    assert found == [child.pid]
+    assert process.find_processes(lambda words: words == command) == []
