@@ -20,6 +20,7 @@ from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.image_archive import Archives
 from cri_shim.adapters.layer_usage import LayerSizes
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.mount_sources import MissingSource
@@ -41,6 +42,7 @@ from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_admin import AdministerImages
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
@@ -252,10 +254,11 @@ class ImageFlows:
     """The ImageService, and what the admin service has of images."""
 
     methods: Mapping[str, Flow]
-    admin: Mapping[str, Flow]
+    admin: Mapping[str, Flow | StreamFlow]
     collector: ImageCollector
     registry: Registry
     pull: PullImage
+    imports: ImportImages
 
     @classmethod
     def build(cls, base: Base, handlers: Handlers) -> ImageFlows:
@@ -288,22 +291,27 @@ class ImageFlows:
         }
         usage = ImageUsage(store.images, store.layers, content, lambda: _layers_in_use(store))
         administer = AdministerImages(store, names, usage, removal, settings.pinned)
-        admin: dict[str, Flow] = {
+        loading = LoadImages(Archives(layout, base.zygote), pull, names)
+        imports = ImportImages(loading, Path(settings.import_dir) if settings.import_dir else None)
+        admin: dict[str, Flow | StreamFlow] = {
             "ListImages": administer.list_images,
             "RemoveImage": administer.remove,
             "TagImage": administer.tag,
             "PinImage": administer.pin,
             "PruneImages": administer.prune,
+            "LoadImages": loading,
         }
-        return cls(methods, admin, collector, registry, pull)
+        return cls(methods, admin, collector, registry, pull, imports)
 
     async def repair(self) -> None:
         """Make records and disk agree, and keep what failed pulls leave within its bounds."""
         await self.collector.repair()
         self.collector.start()
+        self.imports.start()
 
     async def aclose(self) -> None:
         """Close the connections to registries."""
+        await self.imports.aclose()
         await self.collector.aclose()
         await self.registry.aclose()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from cri_shim.cli.archives import archive
 from cri_shim.cli.connection import Parsers, add_connection, connect
 from cri_shim.cli.tables import age, columns, size
 from cri_shim.model.errors import CriShimError
@@ -42,6 +43,13 @@ def add_commands(parsers: Parsers) -> None:
         verb = _verb(verbs, name, _pin, f"{words}; a pin on a tag goes where the tag goes")
         verb.add_argument("images", metavar="IMAGE", nargs="+")
         verb.set_defaults(pinned=name == "pin")
+
+    verb = _verb(verbs, "load", _load, "load images from an archive: an OCI image layout or what docker save writes")
+    verb.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a tar, also in gzip or zstd; default: stdin"
+    )
+    verb.add_argument("--name", metavar="NAME[:TAG]", default="", help="for the one image of an archive")
+    verb.add_argument("--pin", action="store_true", help="keep what is loaded from garbage collection and prune")
 
     verb = _verb(verbs, "prune", _prune, "remove every image that no container uses and that is not pinned")
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
@@ -95,6 +103,16 @@ def _prune(arguments: argparse.Namespace) -> int:
     for image in sorted(answer.removed, key=_names):
         print(f"removed {_names(image)[0]}")
     print(f"freed {size(answer.freed)}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    with connect(arguments) as daemon, archive(arguments.file) as path:
+        for loaded in daemon.load_images(path, name=arguments.name, pin=arguments.pin):
+            for tag in loaded.tags:
+                print(f"loaded {tag}")
+            if not loaded.tags:
+                print(f"loaded {loaded.id}; it has no name in the archive: give it one by tag")
     return 0
 
 

@@ -69,7 +69,7 @@ class Tracing(Section, frozen=True, kw_only=True):
     endpoint: str = ""
 
 
-WITHOUT_EFFECT = ("images.auth_file", "images.import_dir", "streaming", "metrics", "tracing")
+WITHOUT_EFFECT = ("images.auth_file", "streaming", "metrics", "tracing")
 """Settings that are known and checked, and that this version does nothing with."""
 
 

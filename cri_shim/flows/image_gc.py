@@ -73,9 +73,10 @@ class ImageCollector:
     async def drop_unused(self, digests: Iterable[Digest]) -> None:
         """Remove those of the given blobs and layers that nobody needs; absent is success."""
         async with self._removal:
-            needed = self._needed()
-            unused = [digest for digest in digests if digest not in needed]
-            await self.content.delete(unused)
+            blobs, layers = self._needed()
+            digests = tuple(digests)
+            await self.content.delete([digest for digest in digests if digest not in blobs])
+            unused = (digest for digest in digests if digest not in layers)
             records = [record for digest in unused if (record := self.layer_records.get(digest)) is not None]
             for record in records:
                 await self.layer_records.delete(record.key)
@@ -138,29 +139,37 @@ class ImageCollector:
             finally:
                 self._given_up.discard(pull.key)
 
-    def _needed(self) -> set[Digest]:
-        needed = set(self._held) | self.layers_in_use()
+    def _needed(self) -> tuple[set[Digest], set[Digest]]:
+        """Blobs and layers. A layer that was transferred as it is has one digest for both."""
+        blobs, layers = set(self._held), set(self._held) | self.layers_in_use()
         for image in self.images.values():
-            needed.update(image.blobs, image.layers)
+            blobs.update(image.blobs)
+            layers.update(image.layers)
         for pull in self.pulls.values():
             if pull.key not in self._given_up:
-                needed.update(self._needs(pull))
-        return needed
+                needs = self._needs(pull)
+                blobs.update(needs[0])
+                layers.update(record.key for record in needs[1])
+        return blobs, layers
 
-    def _needs(self, pull: UnfinishedPull) -> Iterable[Digest]:
+    def _needs(self, pull: UnfinishedPull) -> tuple[list[Digest], list[LayerRecord]]:
         """Of each layer the directory, or as long as there is none, the blob."""
-        yield from pull.blobs
+        blobs, layers = list(pull.blobs), []
         for blob, diff_id, chain_id in pull.layers:
             known = self.layer_records.get(chain_id) or self.layer_records.get(diff_id)
-            yield blob if known is None else known.key
+            if known is None:
+                blobs.append(blob)
+            else:
+                layers.append(known)
+        return blobs, layers
 
     def _size(self, pull: UnfinishedPull) -> int:
         """Bytes on disk, shared ones too."""
-        partials, total = self.content.partials(), 0
-        for digest in self._needs(pull):
-            layer = self.layer_records.get(digest)
-            total += layer.size if layer is not None else self.content.size(digest) or partials.get(digest, 0)
-        return total
+        partials = self.content.partials()
+        blobs, layers = self._needs(pull)
+        return sum(self.content.size(digest) or partials.get(digest, 0) for digest in blobs) + sum(
+            layer.size for layer in layers
+        )
 
     def _is_complete(self, image: ImageRecord) -> bool:
         has_layers = all(self.layer_records.get(key) is not None for key in image.layers)

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from cri_shim.adapters.content import Arrival, Content, WrongContentError
 from cri_shim.adapters.layers import Layers, Unpacked
-from cri_shim.adapters.registry import Repository
+from cri_shim.adapters.origin import Origin
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
@@ -41,7 +41,7 @@ _UNPACK_SECONDS: Final = 1800.0
 class Source:
     """Where the content of one image comes from; `image` names it in errors."""
 
-    repository: Repository
+    origin: Origin
     plan: ImagePlan
     image: str
 
@@ -70,17 +70,17 @@ class LayerPuller:
             self.layers.require_root(source.image)
         return tuple(await all_of(self._layer(source, position) for position in range(len(source.plan.layers))))
 
-    async def fetch(self, repository: Repository, descriptor: Descriptor, what: str) -> None:
+    async def fetch(self, origin: Origin, descriptor: Descriptor, what: str) -> None:
         """Have a blob in the content directory. The caller holds its digest."""
 
         async def attempt() -> None:
             if not self.content.has(descriptor.id):
-                await self._blobs.join(descriptor.id, lambda: self._download(repository, descriptor, what))
+                await self._blobs.join(descriptor.id, lambda: self._download(origin, descriptor, what))
 
-        await _as_often_as_it_helps(repository, attempt)
+        await _as_often_as_it_helps(origin, attempt)
 
     async def _download(
-        self, repository: Repository, descriptor: Descriptor, what: str, arrival: Arrival | None = None
+        self, origin: Origin, descriptor: Descriptor, what: str, arrival: Arrival | None = None
     ) -> None:
         """`arrival` gets to know what comes, when it comes."""
         digest = descriptor.id
@@ -92,7 +92,7 @@ class LayerPuller:
                 if arrival is not None:
                     ingest.arrival = arrival
                     arrival.begin(ingest.partial)
-                await repository.blob(ingest)
+                await origin.blob(ingest)
                 await self.content.commit(ingest)
 
     async def _layer(self, source: Source, position: int) -> LayerRecord:
@@ -122,7 +122,7 @@ class LayerPuller:
     async def _unpack(self, source: Source, position: int, layer: Layer) -> LayerRecord:
         what = f"layer {layer.descriptor.digest} of {source.image}"
         async with self.collector.hold((layer.descriptor.id,)):
-            unpacked = await _as_often_as_it_helps(source.repository, lambda: self._obtain(source, layer, what))
+            unpacked = await _as_often_as_it_helps(source.origin, lambda: self._obtain(source, layer, what))
         try:
             below = [await self._layer(source, lower) for lower in range(position)]
             record = await self.layers.commit(unpacked, below)
@@ -156,7 +156,7 @@ class LayerPuller:
     async def _follow(self, source: Source, layer: Layer, what: str, arrival: Arrival) -> None:
         descriptor = layer.descriptor
         if not self.content.has(descriptor.id):
-            await self._blobs.join(descriptor.id, lambda: self._download(source.repository, descriptor, what, arrival))
+            await self._blobs.join(descriptor.id, lambda: self._download(source.origin, descriptor, what, arrival))
         arrival.begin(self.content.path(descriptor.id))
 
     async def _unpack_arriving(self, layer: Layer, what: str, arrival: Arrival) -> Unpacked:
@@ -195,13 +195,13 @@ class LayerPuller:
         return record
 
 
-async def _as_often_as_it_helps(repository: Repository, attempt: Callable[[], Awaitable[T]]) -> T:
+async def _as_often_as_it_helps(origin: Origin, attempt: Callable[[], Awaitable[T]]) -> T:
     """Again, from the first byte, where wrong content came that may be right the next time."""
     for _ in range(_ATTEMPTS - 1):
         try:
             return await attempt()
         except WrongContentError as error:
-            if not repository.worth_another(error):
+            if not origin.worth_another(error):
                 raise
     return await attempt()
 

@@ -14,9 +14,8 @@ import msgspec
 
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
-from cri_shim.model.ids import Digest, ImageId
+from cri_shim.model.ids import ImageId
 from cri_shim.model.image import ImageRecord
-from cri_shim.model.refs import ImageRef
 
 
 @dataclass(slots=True)
@@ -26,10 +25,10 @@ class ImageNames:
     images: Table[ImageId, ImageRecord]
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> None:
-        """Make a complete image visible under `ref`, with the names of a record that has the same content."""
+    async def commit(self, record: ImageRecord, *, tags: Collection[str] = (), digests: Collection[str] = ()) -> None:
+        """Make a complete image visible, under these names and those of a record that has the same content."""
         async with self._changing:
-            await to_the_end(self._commit(record, ref, digest))
+            await to_the_end(self._commit(record, tags, digests))
 
     async def add_digest(self, image_id: ImageId, name: str | None) -> bool:
         """Add `name@digest`, if there is one, to an image; False when it has just been removed."""
@@ -65,7 +64,7 @@ class ImageNames:
 
         await self.images.update(image_id, without_pins)
 
-    async def _commit(self, record: ImageRecord, ref: ImageRef, digest: Digest) -> None:
+    async def _commit(self, record: ImageRecord, tags: Collection[str], digests: Collection[str]) -> None:
         known = self.images.get(record.id)
         if known is not None:
             record = msgspec.structs.replace(
@@ -75,10 +74,13 @@ class ImageNames:
                 pins=known.pins,
                 blobs=tuple(dict.fromkeys((*record.blobs, *known.blobs))),
             )
-        record = msgspec.structs.replace(record, repo_digests=_with(record.repo_digests, ref.at(digest)))
-        tag = ref.repo_tag
-        await self.images.put(record if tag is None else _with_tag(record, tag, pinned=self._is_pinned(tag)))
-        await self._take_tag(record.id, tag)
+        for digest in digests:
+            record = msgspec.structs.replace(record, repo_digests=_with(record.repo_digests, digest))
+        for tag in tags:
+            record = _with_tag(record, tag, pinned=self._is_pinned(tag))
+        await self.images.put(record)
+        for tag in tags:
+            await self._take_tag(record.id, tag)
 
     async def _add_tag(self, image_id: ImageId, tag: str) -> bool:
         pinned = self._is_pinned(tag)
@@ -90,9 +92,9 @@ class ImageNames:
     def _is_pinned(self, tag: str) -> bool:
         return any(tag in record.pins for record in self.images.values())
 
-    async def _take_tag(self, owner: ImageId, tag: str | None) -> None:
+    async def _take_tag(self, owner: ImageId, tag: str) -> None:
         for other in self.images.values():
-            if tag is not None and tag in other.repo_tags and other.id != owner:
+            if tag in other.repo_tags and other.id != owner:
                 await self.images.update(other.id, lambda record: _without_tag(record, tag))
 
 

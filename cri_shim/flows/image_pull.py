@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.content import Content
-from cri_shim.adapters.registry import Document, Registry, Repository
+from cri_shim.adapters.origin import Origin
+from cri_shim.adapters.registry import Document, Registry
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
@@ -70,6 +71,14 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """Which image: its name in errors, and which kind goes first where there are several."""
+
+    name: str
+    wants_wasm: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     """What the reference stands for: a manifest, and the index that it was chosen from."""
 
@@ -80,7 +89,7 @@ class _Found:
 
     @property
     def digest(self) -> Digest:
-        """The digest that the reference has in the registry."""
+        """The digest that the image has where it comes from."""
         return self.index.digest if self.index is not None else self.manifest.digest
 
 
@@ -129,25 +138,34 @@ class PullImage:
         if present is not None and await self.names.add_digest(present.id, job.ref.repo_digest):
             return present.id
         repository = await self.registry.repository(job.ref, job.credentials)
-        found = await self._find(repository, job)
+        tags = () if job.ref.repo_tag is None else (job.ref.repo_tag,)
+
+        async def keep(record: ImageRecord, digest: Digest) -> None:
+            await self.names.commit(record, tags=tags, digests=(job.ref.at(digest),))
+
+        return await self.take(repository, Wish(job.ref.text, job.wants_wasm), keep)
+
+    async def take(self, origin: Origin, wish: Wish, keep: Callable[[ImageRecord, Digest], Awaitable[None]]) -> ImageId:
+        """Have an image on disk, wherever it comes from; `keep` gets its record and its digest there, and names it."""
+        found = await self._find(origin, wish)
         documents = [found.manifest, *([found.index] if found.index else [])]
         config = found.parsed.config
         async with self.collector.hold((*(document.digest for document in documents), config.id)):
             for document in documents:
                 await self.content.put(document.digest, document.body)
-            plan = await self._plan(repository, found, job)
-            async with self.collector.hold(self._content_of(plan)), self._unfinished(found, plan, job.ref):
-                layers = await self._fetch(Source(repository, plan, job.ref.text))
+            plan = await self._plan(origin, found, wish.name)
+            async with self.collector.hold(self._content_of(plan)), self._unfinished(found, plan, wish.name):
+                layers = await self._fetch(Source(origin, plan, wish.name))
                 record = self._record(found, plan, layers)
-                await self.names.commit(record, job.ref, found.digest)
+                await keep(record, found.digest)
         return record.id
 
     @contextlib.asynccontextmanager
-    async def _unfinished(self, found: _Found, plan: ImagePlan, ref: ImageRef) -> AsyncGenerator[None]:
+    async def _unfinished(self, found: _Found, plan: ImagePlan, name: str) -> AsyncGenerator[None]:
         """Keep what has come for the next attempt, unless the block ends well or that would be of no use."""
         pull = UnfinishedPull(
             manifest=found.manifest.digest,
-            reference=ref.text,
+            reference=name,
             started_at=self.policy.now(),
             blobs=tuple(self._blobs_of(found, plan)),
             layers=tuple((layer.descriptor.id, layer.diff_id, layer.chain_id) for layer in plan.layers),
@@ -183,30 +201,30 @@ class PullImage:
                 return record
         return None
 
-    async def _find(self, repository: Repository, job: _Job) -> _Found:
-        document = await repository.resolve()
+    async def _find(self, origin: Origin, wish: Wish) -> _Found:
+        document = await origin.resolve()
         parsed = parse_document(document.body, document.media_type)
         if isinstance(parsed, Manifest):
             return _Found(document, parsed, None, None)
-        entry = choose(parsed, self.policy.host, wants_wasm=job.wants_wasm)
-        manifest = await self._manifest(repository, entry)
+        entry = choose(parsed, self.policy.host, wants_wasm=wish.wants_wasm)
+        manifest = await self._manifest(origin, entry)
         inner = parse_document(manifest.body, manifest.media_type)
         if isinstance(inner, Index):
-            msg = f"{job.ref.text} is an index of indexes, which is not supported"
+            msg = f"{wish.name} is an index of indexes, which is not supported"
             raise PullError(msg)
         return _Found(manifest, inner, document, entry)
 
-    async def _manifest(self, repository: Repository, entry: Descriptor) -> Document:
+    async def _manifest(self, origin: Origin, entry: Descriptor) -> Document:
         if self.content.has(entry.id):
             return Document(await self.content.read(entry.id), entry.media_type, entry.id)
-        return await repository.manifest(entry.id)
+        return await origin.manifest(entry.id)
 
-    async def _plan(self, repository: Repository, found: _Found, job: _Job) -> ImagePlan:
+    async def _plan(self, origin: Origin, found: _Found, name: str) -> ImagePlan:
         descriptor = found.parsed.config
         if descriptor.size > _MAX_CONFIG:
-            msg = f"the config of {job.ref.text} has {descriptor.size} bytes, at most {_MAX_CONFIG} are allowed"
+            msg = f"the config of {name} has {descriptor.size} bytes, at most {_MAX_CONFIG} are allowed"
             raise PullError(msg)
-        await self.puller.fetch(repository, descriptor, f"config {descriptor.digest} of {job.ref.text}")
+        await self.puller.fetch(origin, descriptor, f"config {descriptor.digest} of {name}")
         config = await self.content.read(descriptor.id)
         plan = plan_image(found.parsed, found.manifest.digest, config, found.entry)
         check_platform(plan, self.policy.host)
@@ -215,12 +233,12 @@ class PullImage:
     async def _fetch(self, source: Source) -> tuple[LayerRecord, ...]:
         wasm = source.plan.wasm
         if wasm is not None:
-            await self.puller.fetch(source.repository, wasm, f"Wasm module {wasm.digest} of {source.image}")
+            await self.puller.fetch(source.origin, wasm, f"Wasm module {wasm.digest} of {source.image}")
         layers = await self.puller.pull(source)
         if self.policy.keep_blobs:
             for layer in source.plan.layers:
                 what = f"layer {layer.descriptor.digest} of {source.image}"
-                await self.puller.fetch(source.repository, layer.descriptor, what)
+                await self.puller.fetch(source.origin, layer.descriptor, what)
         return layers
 
     def _content_of(self, plan: ImagePlan) -> Iterable[Digest]:

@@ -60,6 +60,11 @@ class AdminStub:
                 request_serializer=admin_dot_v1_dot_admin__pb2.PruneImagesRequest.SerializeToString,
                 response_deserializer=admin_dot_v1_dot_admin__pb2.PruneImagesResponse.FromString,
                 _registered_method=True)
+        self.LoadImages = channel.unary_stream(
+                '/crishim.admin.v1.Admin/LoadImages',
+                request_serializer=admin_dot_v1_dot_admin__pb2.LoadImagesRequest.SerializeToString,
+                response_deserializer=admin_dot_v1_dot_admin__pb2.LoadImagesResponse.FromString,
+                _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/crishim.admin.v1.Admin/ReadLog',
                 request_serializer=admin_dot_v1_dot_admin__pb2.ReadLogRequest.SerializeToString,
@@ -105,6 +110,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadImages(self, request, context):
+        """Takes the images of an archive, with the checks of a pull.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLog(self, request, context):
         """What a container has written, and with `follow` what it goes on writing.
         """
@@ -139,6 +151,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PruneImages,
                     request_deserializer=admin_dot_v1_dot_admin__pb2.PruneImagesRequest.FromString,
                     response_serializer=admin_dot_v1_dot_admin__pb2.PruneImagesResponse.SerializeToString,
+            ),
+            'LoadImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.LoadImages,
+                    request_deserializer=admin_dot_v1_dot_admin__pb2.LoadImagesRequest.FromString,
+                    response_serializer=admin_dot_v1_dot_admin__pb2.LoadImagesResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -281,6 +298,33 @@ class Admin:
             '/crishim.admin.v1.Admin/PruneImages',
             admin_dot_v1_dot_admin__pb2.PruneImagesRequest.SerializeToString,
             admin_dot_v1_dot_admin__pb2.PruneImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crishim.admin.v1.Admin/LoadImages',
+            admin_dot_v1_dot_admin__pb2.LoadImagesRequest.SerializeToString,
+            admin_dot_v1_dot_admin__pb2.LoadImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

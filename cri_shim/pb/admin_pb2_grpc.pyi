@@ -45,6 +45,8 @@ class AdminStub:
     """Keeps an image from garbage collection, or ends that."""
     PruneImages: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneImagesRequest, _admin_pb2.PruneImagesResponse]
     """Removes all images that no container uses and that are not pinned."""
+    LoadImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.LoadImagesRequest, _admin_pb2.LoadImagesResponse]
+    """Takes the images of an archive, with the checks of a pull."""
     ReadLog: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -61,6 +63,8 @@ class AdminAsyncStub(AdminStub):
     """Keeps an image from garbage collection, or ends that."""
     PruneImages: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneImagesRequest, _admin_pb2.PruneImagesResponse]  # type: ignore[assignment]
     """Removes all images that no container uses and that are not pinned."""
+    LoadImages: _aio.UnaryStreamMultiCallable[_admin_pb2.LoadImagesRequest, _admin_pb2.LoadImagesResponse]  # type: ignore[assignment]
+    """Takes the images of an archive, with the checks of a pull."""
     ReadLog: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]  # type: ignore[assignment]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -104,6 +108,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PruneImagesResponse, _abc.Awaitable[_admin_pb2.PruneImagesResponse]]:
         """Removes all images that no container uses and that are not pinned."""
+
+    @_abc_1.abstractmethod
+    def LoadImages(
+        self,
+        request: _admin_pb2.LoadImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.LoadImagesResponse], _abc.AsyncIterator[_admin_pb2.LoadImagesResponse]]:
+        """Takes the images of an archive, with the checks of a pull."""
 
     @_abc_1.abstractmethod
     def ReadLog(

@@ -66,6 +66,11 @@ class AdminClient:
         """What went, or would go."""
         return self._ask(lambda: self._stub.PruneImages(pb.PruneImagesRequest(dry_run=dry_run)))
 
+    def load_images(self, path: Path, *, name: str, pin: bool) -> Iterator[pb.LoadImagesResponse]:
+        """Each image of an archive, as soon as it is loaded."""
+        request = pb.LoadImagesRequest(path=str(path.absolute()), name=name, pin=pin)
+        return self._listen(lambda: self._stub.LoadImages(request))
+
     def read_log(self, request: pb.ReadLogRequest) -> Iterator[pb.LogChunk]:
         """What a container has written; with `follow` until its pod ends."""
         return self._listen(lambda: self._stub.ReadLog(request))

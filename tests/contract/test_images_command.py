@@ -16,7 +16,7 @@ from cri_shim import cli
 from cri_shim.cli.tables import size
 from cri_shim.compose import Flows
 from cri_shim.pb import api_pb2 as pb
-from tests.support import images
+from tests.support import archives, images
 from tests.support.command import Command, served
 from tests.support.loopback_registry import LoopbackRegistry
 from tests.support.wired import CONFIG, wired
@@ -178,3 +178,26 @@ def test_without_a_daemon_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
         dead.bind(str(place))
     assert cli.main(["images", "ls", "--listen", str(place)]) == 1
     assert capsys.readouterr().err.startswith(f"cri-shim: the daemon of {place} is gone")
+
+
+async def test_an_archive_is_loaded_from_a_file_and_from_standard_input(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archives.write(
+        tmp_path / "a.tar", archives.layout([(ONE, {archives.CONTAINERD_NAME: "app:1"}), (OTHER, {})])
+    )
+    said = await bench.run("images", "load", str(path))
+    assert said.lines == [
+        "loaded docker.io/library/app:1",
+        f"loaded {OTHER.id}; it has no name in the archive: give it one by tag",
+    ]
+    await bench.run("images", "rm", ONE.id, OTHER.id)
+    single = archives.write(tmp_path / "b.tar", archives.layout([(ONE, {})]))
+    with single.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        said = await bench.run("images", "load", "--name", "mine", "--pin")
+    assert said.out == "loaded docker.io/library/mine:latest\n"
+    image = (await bench.listed())[ONE.id]
+    assert (list(image.repo_tags), image.pinned) == (["docker.io/library/mine:latest"], True)
+    refused = await bench.run("images", "load", str(tmp_path / "gone"))
+    assert (refused.status, refused.err) == (1, f"cri-shim: {tmp_path}/gone does not exist\n")
