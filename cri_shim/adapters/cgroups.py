@@ -189,6 +189,15 @@ class Cgroups:
         cpus, mems = (_read_if_there(above / f"cpuset.{what}{suffix}").strip() for what in ("cpus", "mems"))
         return CpuSet(cpus, mems)
 
+    def accounts_for_swap(self) -> bool:
+        """Whether a container's swap can be limited."""
+        memory = self.host.controllers.get("memory")
+        if memory is None:
+            return False
+        if self.host.version is Version.V2:
+            return Path("/proc/swaps").exists()  # the root cgroup has no memory.swap.max to look at
+        return (memory / "memory.memsw.limit_in_bytes").exists()
+
     def lift_cpu_quota(self, parent: str, container_id: str) -> None:
         """What a runtime does for `cpu.quota` -1, for one that cannot. OSError when the kernel refuses."""
         file, value = ("cpu.max", "max") if self.host.version is Version.V2 else ("cpu.cfs_quota_us", "-1")

@@ -31,7 +31,7 @@ class LogFile:
         """OSError, with the path, when the file cannot be opened or made."""
         self._path = path
         self._lock = threading.Lock()
-        self._fd = _open_log(path) if path is not None else -1
+        self._fd = open_log(path) if path is not None else -1
         self.dropped = 0
         """Bytes of entries that could not be written."""
 
@@ -66,8 +66,15 @@ class LogFile:
             if self._fd < 0:
                 msg = f"the log {self._path} is closed: the container has ended"
                 raise FailedPrecondition(msg)
-            fd, self._fd = self._fd, _open_log(self._path)
+            fd, self._fd = self._fd, open_log(self._path)
             os.close(fd)
+
+    def replace(self, fd: int) -> None:
+        """Likewise, to a file that somebody else has opened."""
+        with self._lock:
+            old, self._fd = self._fd, fd
+        if old >= 0:
+            os.close(old)
 
     def close(self) -> None:
         """Write no more. Closed already is success."""
@@ -77,7 +84,8 @@ class LogFile:
             os.close(fd)
 
 
-def _open_log(path: Path) -> int:
+def open_log(path: Path) -> int:
+    """A descriptor that appends to the log, which is made when it is missing. OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     os.fchmod(fd, _MODE)  # whatever the umask
     return fd

@@ -54,15 +54,27 @@ class _Child:
     status: asyncio.Future[int]
 
 
+@dataclass(frozen=True, slots=True)
+class LeftChild:
+    """A child that goes on by itself. `status`: as subprocess has it, as long as there is this zygote."""
+
+    process: process.Child
+    status: asyncio.Future[int]
+
+
 class Zygote:
     """Tasks are functions `module:function` that take `(arguments, descriptors)` and return a JSON object.
 
     They run in a forked child that has nothing of the daemon but the descriptors given, and its credentials.
-    `held` descriptors stay open in every child until it ends; `search_path` is what children import from.
+    `held` descriptors stay open in every child until it ends; `search_path` is what children import from; `preload` are
+    modules that the zygote imports itself, for all its children: importing them must start no thread.
     """
 
-    def __init__(self, held: Sequence[int] = (), search_path: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, held: Sequence[int] = (), search_path: Sequence[str] | None = None, preload: Sequence[str] = ()
+    ) -> None:
         self._held = tuple(held)
+        self._preload = tuple(preload)
         self.search_path = tuple(_own_search_path() if search_path is None else search_path)
         self._starting = asyncio.Lock()
         self._channel: socket.socket | None = None
@@ -106,6 +118,15 @@ class Zygote:
                 await to_the_end(_end(child))
         return _outcome(task, data, await _status(child))
 
+    async def leave(self, task: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> LeftChild:
+        """Run `task` in a child that may outlive the daemon; nobody gets its result. ZygoteLostError."""
+        await self.start()
+        with contextlib.ExitStack() as ours:
+            request = _request_fd(ours, self._request(task, arguments))
+            nowhere = _pipe(ours)[1]
+            child = await self._forked((request, nowhere.fileno(), *fds, *self._held))
+            return LeftChild(child.process, child.status)
+
     async def aclose(self) -> None:
         """End the zygote; children go on and are orphans from then on."""
         async with self._starting:
@@ -121,7 +142,9 @@ class Zygote:
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            argv = (sys.executable, "-I", "-S", _PROGRAM, str(theirs.fileno()))
+            argv = [sys.executable, "-I", "-S", os.fspath(_PROGRAM), str(theirs.fileno())]
+            if self._preload:
+                argv += [":".join(self.search_path), *self._preload]
             self._process = process.spawn(argv, stderr=2, pass_fds=(theirs.fileno(),))
         ours.setblocking(False)
         self._channel = ours

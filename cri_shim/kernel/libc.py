@@ -142,6 +142,12 @@ def prctl(option: int, argument: int) -> None:
         raise oserror(f"prctl {option}")
 
 
+def capset(header: object, sets: object) -> None:
+    """The system call of that name, for the calling thread; structures as in linux/capability.h."""
+    if _libc.capset(header, sets) != 0:
+        raise oserror("capset")
+
+
 def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
     """Open without creating, by rules for the resolution. Returns a descriptor that exec closes."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)

@@ -16,6 +16,8 @@ from cri_shim.model.handler import Kind
 
 ANNOTATION_PREFIX = "cri-shim.io/"
 HANDLER_ANNOTATION = "cri-shim.io/handler."
+ISOLATION_ANNOTATION = "cri-shim.io/isolation"
+_ISOLATIONS = ("in-process", "process")
 WASM_VARIANT = "module.wasm.image/variant"
 OCI_HANDLER = "run.oci.handler"
 
@@ -113,9 +115,12 @@ def check_annotations(pod: HandlerRules, subject: Subject) -> None:
             if name == "shm-size" and source is subject.container_annotations:
                 msg = f"annotation {key} is for pods: the containers of a pod share its /dev/shm"
                 raise InvalidArgument(msg)
-            if name != "shm-size" and (name, value) != ("isolation", "in-process"):
+            if name not in {"isolation", "shm-size"}:
                 msg = f"annotation {key}: {value} is not supported by this version"
                 raise Unimplemented(msg)
+            if name == "isolation" and value not in _ISOLATIONS:
+                msg = f"annotation {key}: {value!r} is not one of {', '.join(_ISOLATIONS)}"
+                raise InvalidArgument(msg)
 
 
 def _is_wasm(subject: Subject) -> tuple[bool, str]:

@@ -4,7 +4,9 @@ It knows no task, reads no request and imports next to nothing: a request is a d
 not outlive the daemon (it ends at end-of-file), its children may. Invariant: nothing here starts a thread or touches a
 library that a fork would break.
 
-Started by path, with `-I -S`, so that a child imports only from where its request says. Over a SOCK_SEQPACKET socket:
+Started by path, with `-I -S`, so that a child imports only from where its request says. Further arguments, a search
+path and names of modules, are for a zygote whose children all need the same: it imports those before it serves; they
+must keep to the invariant. Over a SOCK_SEQPACKET socket:
 
     daemon → zygote   `fork` + descriptors: request (a memfd with JSON), result (a pipe), whatever the task takes
     zygote → daemon   `{"pid": 7}` + a pidfd, or `{"refused": "…"}`, in the order of the requests
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD
 _MESSAGE = 4096
 _HIGHEST_FD = 1 << 30
+_PRELOADS = 3
 
 
 def main() -> None:
     """Serve the socket whose descriptor is the first argument, until its other end is closed."""
     channel = socket.socket(fileno=int(sys.argv[1]))
+    if len(sys.argv) > _PRELOADS:
+        _preload(sys.argv[2].split(":"), sys.argv[_PRELOADS:])
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     children: dict[int, int] = {}
@@ -49,6 +54,16 @@ def main() -> None:
                 pid, pidfd = started
                 children[pidfd] = pid
                 poller.register(pidfd, select.POLLIN)
+
+
+def _preload(path: list[str], modules: list[str]) -> None:
+    sys.path[:0] = path
+    import gc  # noqa: PLC0415
+    import importlib  # noqa: PLC0415
+
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()  # no collection in a child copies the pages of what is shared
 
 
 def _serve(channel: socket.socket) -> tuple[int, int] | None:

@@ -48,7 +48,7 @@ def host_facts(identity: Identity, context: HandlerContext, options: OciOptions,
         cgroup_version=2 if host.version is Version.V2 else 1,
         cgroup_driver=context.cgroups.driver,
         machine=platform.machine(),
-        swap_controller=_accounts_for_swap(context),
+        swap_controller=context.cgroups.accounts_for_swap(),
         hugetlb_controller="hugetlb" in host.controllers,
         seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
         apparmor=context.apparmor.enabled,
@@ -83,15 +83,6 @@ def container_facts(
         hooks=tuple(hook_files(options.hooks_paths)),
         cdi=cdi.edits(names, options.cdi_paths) if (names := device_names(config)) else Edits(),
     )
-
-
-def _accounts_for_swap(context: HandlerContext) -> bool:
-    memory = context.cgroups.host.controllers.get("memory")
-    if memory is None:
-        return False
-    if context.cgroups.host.version is Version.V2:
-        return Path("/proc/swaps").exists()  # the root cgroup has no memory.swap.max to look at
-    return (memory / "memory.memsw.limit_in_bytes").exists()
 
 
 def _kernel() -> tuple[int, ...]:

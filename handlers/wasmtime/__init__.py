@@ -1,6 +1,6 @@
-"""Wasm modules in threads of the daemon, by wasmtime. A folder per runtime kind: `OPTIONS` and `make` are its face.
+"""Wasm modules by wasmtime, in threads of the daemon or in processes of their own.
 
-Not for components, and not for tenants who do not trust each other: those need a process per container.
+A folder per runtime kind: `OPTIONS` and `make` are its face. Not for components yet.
 """
 
 from __future__ import annotations
@@ -18,4 +18,4 @@ KIND = Kind.WASM
 
 def make(name: str, options: WasmtimeOptions, context: HandlerContext) -> Handler:
     """Build the handler `name`. Cheap: the engine is loaded when the first module comes."""
-    return WasmtimeHandler(name, context, os.geteuid())
+    return WasmtimeHandler(name, options, context, os.geteuid())

@@ -13,6 +13,7 @@ import _thread
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ class Services:
     pump: LogPump
     throttle: Throttle
     told: Told
+    ready: Callable[[], None] = lambda: None
+    """Called by the guest's thread when all that it needs is open, before its first instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Guest:
         self._pump = services.pump
         self._throttle = services.throttle
         self._told = services.told
+        self._ready = services.ready
         self._allowance: Allowance | None = None
         self._pause_until = 0
         self._engine = new_engine()
@@ -201,6 +205,7 @@ class Guest:
             resources.callback(self._name_thread, 0)
             try:
                 linked = self._link(resources)
+                self._ready()
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
                 failure = self._start_error(error)
                 failure.__cause__ = failure.__context__ = None  # their frames hold the module until a collection
@@ -330,10 +335,12 @@ def _call(store: wasmtime.Store, function: object) -> None:
 
 
 def _become_gentle(spec: GuestSpec, container_id: ContainerId) -> None:
-    """Name the calling thread, and give way to the daemon: on Linux all of this is per thread."""
+    """Name the calling thread; in the daemon it gives way to the others. On Linux all of this is per thread."""
     comm = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
     os.write(comm, f"wasm-{container_id[:10]}".encode())
     os.close(comm)
+    if spec.worker is not None:
+        return  # its cgroup says what it may take
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.nice(spec.nice)
     if spec.cpus:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from cri_shim.model.errors import InvalidArgument, Unimplemented
+from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.security import wanted_capabilities
 from handlers.wasmtime.quota import CpuLimit
 
 DEFAULT_FUNCTION: Final = "_start"
@@ -45,6 +43,21 @@ class Entry(msgspec.Struct, frozen=True):
     function: str
 
 
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a module in a process of its own has besides. `why` it has one; `limits` are `linux.resources` (OCI)."""
+
+    why: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    capabilities: tuple[str, ...]
+    oom_score_adj: int
+    netns: str
+    """Path of the network namespace; empty = the host's."""
+    cgroup_parent: str
+    limits: dict[str, Any]
+
+
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a start needs."""
 
@@ -64,6 +77,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Empty = all."""
     log_path: str
     """Empty = output is discarded."""
+    worker: WorkerSpec | None = None
+    """None = a thread of the daemon. In a worker the limits above are not set: its cgroup has them."""
 
 
 def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Preopen, ...]) -> GuestSpec:
@@ -86,7 +101,7 @@ def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Pr
 
 
 def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> GuestSpec:
-    """The same guest with these limits."""
+    """The same guest, in the daemon's process, with these limits."""
     return msgspec.structs.replace(
         spec,
         memory_limit=max(0, resources.memory_limit_in_bytes or spec.pod_memory_limit),
@@ -94,6 +109,11 @@ def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> Guest
         nice=nice_from_shares(resources.cpu_shares),
         cpus=parse_cpus(resources.cpuset_cpus),
     )
+
+
+def as_worker(spec: GuestSpec, worker: WorkerSpec) -> GuestSpec:
+    """The same guest in a worker, where a cgroup has the limits."""
+    return msgspec.structs.replace(spec, worker=worker, memory_limit=0, cpu=None, nice=0, cpus=())
 
 
 def _environment(plan: ContainerPlan) -> tuple[tuple[str, str], ...]:
@@ -129,21 +149,3 @@ def parse_cpus(text: str) -> tuple[int, ...]:
         first, last = found.groups()
         cpus.extend(range(int(first), int(last or first) + 1))
     return tuple(cpus)
-
-
-def refuse_foreign_files(plan: ContainerPlan, preopens: Sequence[Preopen], daemon_uid: int) -> None:
-    """A guest's file calls run with the daemon's identity: refuse when the container's own could do less.
-
-    Files that only the image brought, opened read-only, are everybody's.
-    """
-    uid = plan.process.user.uid
-    everything = uid == 0 and "DAC_OVERRIDE" in wanted_capabilities(plan.config.linux.security_context)
-    if everything if daemon_uid == 0 else uid in {0, daemon_uid}:
-        return
-    for preopen in preopens:
-        if preopen.host_backed or not preopen.readonly:
-            who = f"user {uid}" if uid else "root without DAC_OVERRIDE"
-            kind = "a mount" if preopen.host_backed else "a writable root file system"
-            msg = f"{preopen.guest} is {kind}, and a Wasm module in this daemon cannot access it as {who}"
-            hint = "isolation: process will; until then run it as root, or with no mounts and readonly_rootfs"
-            raise Unimplemented(msg, hint=hint)

@@ -63,11 +63,6 @@ _RULES: Final = (
         lambda c: any(key.startswith(_CDI) for key in c.annotations),
         f"{_CDI}*: a Wasm module has no access to devices",
     ),
-    _Rule(
-        "linux.resources.unified",
-        lambda c: bool(c.linux.resources.unified),
-        "a Wasm module in the daemon's process has no cgroup of its own",
-    ),
     _Rule(f"{_SECURITY}.privileged", lambda c: _security(c).privileged, "a Wasm module is never privileged"),
     _Rule(
         f"{_NAMESPACES}.pid",
@@ -137,6 +132,13 @@ _MOUNT_RULES: Final = (
 
 _FIXED: Final = ("memory_limit_in_bytes",)
 """The engine's limit belongs to the guest's thread, which is in the guest."""
+
+
+def refuse_in_process(config: pb.ContainerConfig) -> None:
+    """Likewise for what a worker has and a thread of the daemon has not."""
+    if config.linux.resources.unified:
+        msg = "linux.resources.unified: a Wasm module in the daemon's process has no cgroup of its own"
+        raise InvalidArgument(msg, hint="isolation: process has one")
 
 
 def refuse_change(now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources) -> None:

@@ -12,8 +12,7 @@ import msgspec
 import pytest
 
 from cri_shim.kernel import mounts
-from cri_shim.model.container import User
-from cri_shim.model.errors import CriShimError, NotFound, Unimplemented
+from cri_shim.model.errors import CriShimError, NotFound
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from tests.contract.wasm_bench import ALL_CAPABILITIES, WasmBench, mount, secured, wasm_bench
@@ -154,21 +153,6 @@ async def test_fields_that_change_nothing_for_a_module_are_accepted(bench: WasmB
         pb.LinuxContainerResources(cpu_shares=2, cpu_quota=5000, cpu_period=100000, oom_score_adj=-998, cpuset_cpus="0")
     )
     assert (await bench.finish(bench.artifact(wasm.HELLO, linux=linux))).code == 0
-
-
-@pytest.mark.parametrize("uid", [65534, 0])
-async def test_files_that_the_user_could_not_reach_are_refused(bench: WasmBench, tmp_path: Path, uid: int) -> None:
-    """A uid that is not the daemon's; for a root daemon also root without the capability to pass over modes."""
-    dropped = secured(capabilities=pb.Capability(drop_capabilities=["ALL"]))
-    plan = bench.artifact(wasm.HELLO, mounts=[mount(tmp_path, "/data", readonly=True)], linux=dropped)
-    plan = replace(plan, process=replace(plan.process, user=User(uid=uid)))
-    if uid == 0 and os.geteuid() != 0:
-        assert (await bench.finish(plan)).code == 0
-        return
-    with pytest.raises(Unimplemented, match=r"/data is a mount.*as (user 65534|root without DAC_OVERRIDE)"):
-        await bench.handler.create(plan)
-    without = bench.artifact(wasm.HELLO, linux=dropped)
-    assert (await bench.finish(replace(without, process=plan.process))).code == 0
 
 
 # Ordinary images with a module in their root file system.

@@ -136,7 +136,6 @@ def test_options_have_the_defaults_of_the_design() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"isolation": "process"}, "isolation: process is not supported by this version"),
         ({"isolation": "vm"}, "isolation"),
         ({"linux_container": "runc"}, "unknown field `linux_container`"),
     ],

@@ -23,6 +23,7 @@ from cri_shim.model.image import ImageConfig, ImageRecord, Platform, WasmModule
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
 from handlers import wasmtime as kind
+from handlers.wasmtime.placement import Isolation
 from tests.contract.handler_suite import PATIENCE, Bench
 from tests.support import wasm
 from tests.support.cri import read_log
@@ -33,9 +34,11 @@ ALL_CAPABILITIES = frozenset(NAMES)
 class Programs:
     """The suite's programs, as modules in a root file system: a plain directory is enough."""
 
-    outlives_daemon = False
     image: ImageRecord | None = None
     in_rootfs = True
+
+    def __init__(self, *, outlives_daemon: bool) -> None:
+        self.outlives_daemon = outlives_daemon
 
     def rootfs(self, layout: Layout, container_id: ContainerId) -> Path | None:
         if not self.in_rootfs:
@@ -69,9 +72,16 @@ class Programs:
 class WasmBench(Bench):
     """`artifact` makes the plan of a container whose image is one module."""
 
-    def __init__(self, layout: Layout, make: Callable[[HandlerContext], Handler]) -> None:
-        self.programs = Programs()
-        super().__init__(layout, self.programs, make, cgroup_parent="")
+    def __init__(
+        self,
+        layout: Layout,
+        make: Callable[[HandlerContext], Handler],
+        *,
+        cgroup_parent: str = "",
+        outlives_daemon: bool = False,
+    ) -> None:
+        self.programs = Programs(outlives_daemon=outlives_daemon)
+        super().__init__(layout, self.programs, make, cgroup_parent=cgroup_parent)
 
     def artifact(self, module: str | bytes, *args: str, env: Sequence[str] = (), **config: Any) -> ContainerPlan:
         """`module` as Wasm text or as bytes, put where a pull puts it; `config` are fields of `ContainerConfig`."""
@@ -128,6 +138,21 @@ async def wasm_bench(
 
     state.mkdir(exist_ok=True)
     bench = WasmBench(Layout(root, state), make)
+    try:
+        yield bench
+    finally:
+        await bench.aclose()
+
+
+@asynccontextmanager
+async def worker_bench(root: Path, state: Path, cgroup_parent: str) -> AsyncIterator[WasmBench]:
+    """A bench whose containers all run in processes of their own; for root."""
+
+    def make(context: HandlerContext) -> Handler:
+        return kind.make("wasm", kind.OPTIONS(isolation=Isolation.PROCESS), context)
+
+    state.mkdir(exist_ok=True)
+    bench = WasmBench(Layout(root, state), make, cgroup_parent=cgroup_parent, outlives_daemon=True)
     try:
         yield bench
     finally:

@@ -167,7 +167,7 @@ def test_own_annotations_stay_within_what_the_handler_allows(shared_lab: Lab) ->
         ("wasm", {"cri-shim.io/handler.main": "crun"}, denied, "allowed: runc, wasm"),
         ("wasm", {"cri-shim.io/handler.main": "wasm"}, denied, "the container is no Wasm"),
         ("crun", {"cri-shim.io/isolation": "in-process"}, denied, "not allowed by handler 'crun'"),
-        ("crun", {"cri-shim.io/isolation": "process"}, unimplemented, "not supported by this version"),
+        ("crun", {"cri-shim.io/isolation": "vm"}, denied, "not allowed by handler 'crun'"),
         ("wasm", {"cri-shim.io/listen": "8080"}, unimplemented, "not supported by this version"),
         ("wasm", {"cri-shim.io/stop": "graceful"}, unimplemented, "not supported by this version"),
         ("crun", {"cri-shim.io/other": "x"}, denied, "unknown annotation"),

@@ -165,6 +165,14 @@ HOG: Final = _guest(
 )
 """Grows its memory page by page until it is refused, and aborts as an allocator would."""
 
+TOUCHING_HOG: Final = _guest(
+    "",
+    """(func (export "_start") (loop $more
+      (memory.fill (i32.mul (memory.grow (i32.const 1)) (i32.const 65536)) (i32.const 1) (i32.const 65536))
+      (br $more)))""",
+)
+"""Grows its memory page by page, and writes to all of it."""
+
 HUGE: Final = _guest("", '(func (export "_start"))', pages="512")
 """Needs 32 MiB from the start."""
 

@@ -1,0 +1,122 @@
+"""Containers whose process is a thread of the daemon. The handler's side: a `Run` per guest.
+
+Not the guest's own thread (`handlers.wasmtime.guest`). Invariant: all methods belong to the event loop, and what the
+guest's threads tell arrives there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.adapters.log_pump import LogPump
+from cri_shim.model.container import Exit
+from cri_shim.model.errors import CriShimError, FailedPrecondition
+from cri_shim.model.handler import HandlerStats, Started
+from cri_shim.model.ids import ContainerId
+from cri_shim.pb import api_pb2 as pb
+from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.quota import Throttle
+from handlers.wasmtime.refusals import refuse_change
+
+if TYPE_CHECKING:
+    from handlers.wasmtime.guest import Guest
+
+
+@dataclass(slots=True)
+class GuestRun:
+    """`handlers.wasmtime.run.Run` of a guest that has started."""
+
+    guest: Guest
+    spec: GuestSpec
+    throttle: Throttle
+
+    def stop(self, signal: int) -> None:
+        self.guest.stop(signal)
+
+    async def update(
+        self, spec: GuestSpec, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
+    ) -> None:
+        """All but the memory limit, which is fixed by now: Unimplemented names it."""
+        refuse_change(now, wanted)
+        if spec.cpu is not None:
+            self.throttle.start()
+        try:
+            self.guest.adjust(spec)
+        except OSError as error:
+            msg = (
+                f"linux.resources.cpu_shares and cpuset_cpus: the kernel refuses them for the module: {error.strerror}"
+            )
+            raise FailedPrecondition(msg) from error
+        self.spec = spec
+
+    async def reopen_log(self) -> None:
+        if self.guest.output is not None:
+            await asyncio.to_thread(self.guest.output.log.reopen)
+
+    def stats(self) -> HandlerStats:
+        metered = self.guest.meter.read()
+        return HandlerStats(metered.cpu_ns, metered.memory, self.spec.memory_limit)
+
+    def info(self) -> Mapping[str, object]:
+        output = self.guest.output
+        return {"droppedLogBytes": output.log.dropped if output is not None else 0}
+
+
+class Guests:
+    """Starts guests. The engine has been loaded before."""
+
+    def __init__(self) -> None:
+        self._pump = LogPump()
+        self._throttle = Throttle()
+
+    async def start(
+        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, ended: Callable[[Exit], None]
+    ) -> tuple[GuestRun, Started]:
+        """Returns when the module is linked and about to run; `ended` follows exactly once."""
+        from handlers.wasmtime.guest import Guest, Services  # noqa: PLC0415  loaded by the handler's `create`
+
+        self._pump.start()
+        if spec.cpu is not None:
+            self._throttle.start()
+        news = _News(asyncio.get_running_loop(), ended)
+        guest = Guest(container_id, spec, compiled, Services(self._pump, self._throttle, news))
+        guest.start()
+        try:
+            at = await news.start
+        except asyncio.CancelledError:
+            guest.stop(signal.SIGKILL)
+            raise
+        return GuestRun(guest, spec, self._throttle), Started(pid=0, at=at)
+
+    def close(self) -> None:
+        """End the threads that serve all guests. Blocks."""
+        self._throttle.close()
+        self._pump.close()
+
+
+class _News:
+    """`handlers.wasmtime.guest.Told`: from the guest's threads into the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[Exit], None]) -> None:
+        self._loop = loop
+        self._ended = ended
+        self.start: asyncio.Future[int] = loop.create_future()
+
+    def started(self, at: int) -> None:
+        self._later(lambda: self.start.set_result(at) if not self.start.done() else None)
+
+    def failed(self, error: CriShimError) -> None:
+        self._later(lambda: self.start.set_exception(error) if not self.start.done() else None)
+
+    def ended(self, ended: Exit) -> None:
+        self._later(lambda: self._ended(ended))
+
+    def _later(self, tell: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(tell)

@@ -1,0 +1,54 @@
+"""What a worker gets: identity, limits, network, from the plan of a container. Decisions on values of the node."""
+
+from __future__ import annotations
+
+import platform
+
+import msgspec
+
+from cri_shim.adapters.cgroups import Version
+from cri_shim.adapters.context import HandlerContext
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.facts import HostFacts
+from cri_shim.spec.resources import oom_score_adj, resources
+from cri_shim.spec.security import wanted_capabilities
+from handlers.wasmtime.guest_spec import WorkerSpec
+
+
+def host_facts(context: HandlerContext) -> HostFacts:
+    """Of these only what limits depend on."""
+    cgroups = context.cgroups
+    return HostFacts(
+        oci_version="",
+        capabilities=context.capabilities,
+        lowest_oom_score_adj=context.limits.get("oom_score_adj", -1000),
+        cgroup_version=2 if cgroups.host.version is Version.V2 else 1,
+        cgroup_driver=cgroups.driver,
+        machine=platform.machine(),
+        swap_controller=cgroups.accounts_for_swap(),
+        hugetlb_controller="hugetlb" in cgroups.host.controllers,
+    )
+
+
+def worker_spec(plan: ContainerPlan, why: str, context: HandlerContext) -> WorkerSpec:
+    """Errors as in `cri_shim.spec.resources`."""
+    user, host, asked = plan.process.user, host_facts(context), plan.config.linux.resources
+    capabilities = wanted_capabilities(plan.config.linux.security_context) & context.capabilities
+    return WorkerSpec(
+        why=why,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        capabilities=tuple(sorted(capabilities)) if user.uid == 0 else (),
+        oom_score_adj=oom_score_adj(asked, host),
+        netns=str(plan.pod.net) if plan.pod.net is not None else "",
+        cgroup_parent=plan.pod.cgroup_parent,
+        limits=resources(asked, host),
+    )
+
+
+def worker_limits(worker: WorkerSpec, asked: pb.LinuxContainerResources, context: HandlerContext) -> WorkerSpec:
+    """The same worker with these limits. Errors as in `cri_shim.spec.resources`."""
+    host = host_facts(context)
+    return msgspec.structs.replace(worker, oom_score_adj=oom_score_adj(asked, host), limits=resources(asked, host))

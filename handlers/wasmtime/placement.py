@@ -1,0 +1,72 @@
+"""Where a module runs: in a thread of the daemon or in a worker process of its own, and why. A pure decision.
+
+Invariant: a module whose file calls could do more in the daemon than its user may, or that nothing in the daemon could
+end, never runs there.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.spec.dispatch import ISOLATION_ANNOTATION
+from cri_shim.spec.security import wanted_capabilities
+from handlers.wasmtime.guest_spec import Preopen
+
+
+class Isolation(enum.Enum):
+    """Where a module runs."""
+
+    IN_PROCESS = "in-process"
+    """A thread of the daemon."""
+    PROCESS = "process"
+    """A worker process per container."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`why` in one clause, for the verbose status."""
+
+    isolation: Isolation
+    why: str
+
+
+def place(plan: ContainerPlan, default: Isolation, preopens: Sequence[Preopen], daemon_uid: int) -> Placement:
+    """The pod's or container's word, else the handler's option; unless the module must not run in the daemon.
+
+    FailedPrecondition when it needs a worker and the daemon, without root, can make none.
+    """
+    placement = _wanted(plan, default)
+    if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
+        placement = Placement(Isolation.PROCESS, why)
+    if placement.isolation is Isolation.PROCESS and daemon_uid != 0:
+        msg = f"the Wasm module needs a process of its own: {placement.why}"
+        raise FailedPrecondition(msg, hint="only a daemon with root can make one")
+    return placement
+
+
+def _wanted(plan: ContainerPlan, default: Isolation) -> Placement:
+    for source, config in (("container", plan.config), ("pod", plan.pod.config)):
+        if value := config.annotations.get(ISOLATION_ANNOTATION):
+            return Placement(Isolation(value), f"the {source}'s annotation {ISOLATION_ANNOTATION}")
+    return Placement(default, "the handler's option isolation")
+
+
+def _foreign_files(plan: ContainerPlan, preopens: Sequence[Preopen], daemon_uid: int) -> str:
+    """In the daemon file calls run with its identity. Why the container's own could do less; empty = it could not.
+
+    Files that only the image brought, opened read-only, are everybody's.
+    """
+    uid = plan.process.user.uid
+    everything = uid == 0 and "DAC_OVERRIDE" in wanted_capabilities(plan.config.linux.security_context)
+    if everything if daemon_uid == 0 else uid in {0, daemon_uid}:
+        return ""
+    who = f"user {uid}" if uid else "root without DAC_OVERRIDE"
+    for preopen in preopens:
+        if preopen.host_backed or not preopen.readonly:
+            kind = "a mount" if preopen.host_backed else "a writable root file system"
+            return f"{preopen.guest} is {kind}, and the module's user is {who}"
+    return ""

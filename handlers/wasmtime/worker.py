@@ -1,0 +1,157 @@
+"""A worker: the process of one container, forked by a zygote that has imported this module. Not for the daemon.
+
+    go ─▶ network, mounts ─▶ link: open module, log, directories ─▶ chroot, become the user ─▶ run ─▶ exit file ─▶ exit
+
+The daemon places it in its cgroup before `go`, and talks to it by one datagram per request and answer (JSON); a later
+daemon connects anew. The worker outlives both. Invariant: when the guest's first instruction runs, the process has the
+container's identity and no way back; when the exit file is complete, the guest's last byte is in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from cri_shim.adapters.log_pump import LogPump
+from cri_shim.kernel import credentials, libc, mounts
+from cri_shim.model.container import Exit, Reason
+from cri_shim.model.errors import CriShimError, FailedPrecondition
+from handlers.wasmtime.guest import Guest, Services
+from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
+from handlers.wasmtime.quota import Throttle
+
+MESSAGE: Final = 1 << 16
+_ROOT: Final = Path("/")
+_STOP_SECONDS: Final = 0.05
+"""How long a stopped guest has to end by itself. A component in a call of the host does not."""
+_SIGKILL: Final = 128 + 9
+
+
+def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
+    """Arguments: `id`, `spec` (a `GuestSpec`), `compiled` (a path), `empty` (a directory to be shut up in).
+
+    Descriptors: the listening socket, the exit file, and the network namespace if it is not the host's.
+    """
+    spec = msgspec.convert(arguments["spec"], GuestSpec)
+    if spec.worker is None:
+        msg = "no worker was asked for"
+        raise ValueError(msg)
+    listener, exit_fd, *namespaces = fds
+    os.setsid()
+    worker = _Worker(socket.socket(fileno=listener), exit_fd, spec.worker, arguments["empty"])
+    worker.wait_for_go()
+    try:
+        _enter(spec.worker, namespaces)
+        services = Services(LogPump(), Throttle(), worker, worker.shut_up)
+        guest = Guest(arguments["id"], spec, Path(arguments["compiled"]), services)
+    except OSError as error:
+        worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
+    worker.serve(guest)
+
+
+def _enter(spec: WorkerSpec, namespaces: Sequence[int]) -> None:
+    with Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
+        score.write(str(spec.oom_score_adj))
+    for namespace in namespaces:
+        libc.setns(namespace, libc.CLONE_NEWNET)
+        os.close(namespace)
+    libc.unshare(libc.CLONE_NEWNS)
+    mounts.make_slave(_ROOT)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """`handlers.wasmtime.guest.Told`, and the main thread's loop."""
+
+    listener: socket.socket
+    exit_fd: int
+    spec: WorkerSpec
+    empty: str
+    _clients: dict[int, socket.socket] = field(default_factory=dict)
+    _leaving: threading.Lock = field(default_factory=threading.Lock)
+
+    def wait_for_go(self) -> None:
+        """The first connection is that of the daemon that made us. It goes away = so do we."""
+        client, _ = self.listener.accept()
+        if not client.recv(MESSAGE):
+            os._exit(1)
+        self._clients[client.fileno()] = client
+
+    def shut_up(self) -> None:
+        """In the guest's thread, when all is open: leave the host's files behind and become the user."""
+        os.chroot(self.empty)
+        os.chdir("/")
+        spec = self.spec
+        credentials.become(spec.uid, spec.gid, spec.groups, spec.capabilities)
+
+    def started(self, at: int) -> None:
+        self._tell({"started": at})
+
+    def failed(self, error: CriShimError) -> NoReturn:
+        self._tell({"failed": [type(error).__name__, error.cause, error.hint]})
+        os._exit(1)
+
+    def ended(self, ended: Exit) -> None:
+        self._leave(ended)
+
+    def serve(self, guest: Guest) -> NoReturn:
+        """Answer the daemon until the guest has ended."""
+        poller = select.poll()
+        for fd in (self.listener.fileno(), *self._clients):
+            poller.register(fd, select.POLLIN)
+        guest.start()
+        while True:
+            for fd, _ in poller.poll():
+                if fd == self.listener.fileno():
+                    client, _ = self.listener.accept()
+                    self._clients[client.fileno()] = client
+                    poller.register(client.fileno(), select.POLLIN)
+                elif not self._answer(guest, self._clients[fd]):
+                    poller.unregister(fd)
+                    self._clients.pop(fd).close()
+
+    def _answer(self, guest: Guest, client: socket.socket) -> bool:
+        """One request; False when the client has gone."""
+        try:
+            message, fds, _, _ = socket.recv_fds(client, MESSAGE, 1)
+        except OSError:
+            return False
+        if not message:
+            return False
+        request = json.loads(message)
+        if "stop" in request:
+            self._stop(guest, request["stop"])
+        elif "log" in request and guest.output is not None:
+            guest.output.log.replace(fds[0])
+            self._tell({"log": True})
+        return True
+
+    def _stop(self, guest: Guest, signal: int) -> None:
+        guest.stop(signal)
+        forced = Exit(code=128 + signal, at=0, reason=Reason.ERROR)
+        timer = threading.Timer(_STOP_SECONDS, lambda: self._leave(msgspec.structs.replace(forced, at=time.time_ns())))
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self, ended: Exit) -> None:
+        """Once; whoever comes second has nothing to say any more."""
+        with self._leaving:
+            os.write(self.exit_fd, msgspec.json.encode(ended))
+            os._exit(0)
+
+    def _tell(self, news: Mapping[str, object]) -> None:
+        data = json.dumps(news).encode()
+        for client in tuple(self._clients.values()):
+            with contextlib.suppress(OSError):
+                client.send(data)

@@ -1,0 +1,418 @@
+"""Containers in worker processes: start one, talk to it, find it again after a restart of the daemon.
+
+    cgroup ─▶ fork ─▶ into the cgroup, note ─▶ go ─▶ started │ … │ ended (pidfd) ─▶ exit file, OOM facts ─▶ Exit
+
+Not what runs there (`handlers.wasmtime.worker`). Invariant: everything about a worker is in its container's bundle, so
+that a later daemon takes it over, and removes it, by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal as signals
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.log_pump import open_log
+from cri_shim.adapters.process_cgroup import ProcessCgroups
+from cri_shim.adapters.zygote import Zygote, ZygoteLostError
+from cri_shim.kernel import fs, pidfd, process
+from cri_shim.model import errors
+from cri_shim.model.container import Exit, Reason
+from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal
+from cri_shim.model.handler import HandlerStats, Started
+from cri_shim.model.ids import ContainerId
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.update import change
+from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
+from handlers.wasmtime.limits import host_facts
+
+TASK: Final = "handlers.wasmtime.worker:run"
+_MODULE: Final = TASK.partition(":")[0]
+_MESSAGE: Final = 1 << 16
+_ANSWER_SECONDS: Final = 10.0
+_STATUS_SECONDS: Final = 0.5
+_KILLED: Final = 128 + signals.SIGKILL
+_LOST: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a worker has in its container's bundle."""
+
+    bundle: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.bundle / "worker.sock"
+
+    @property
+    def exit(self) -> Path:
+        return self.bundle / "worker.exit"
+
+    @property
+    def note(self) -> Path:
+        """`PID STARTTIME`: together they name one process for ever."""
+        return self.bundle / "worker.pid"
+
+    @property
+    def empty(self) -> Path:
+        return self.bundle / "empty"
+
+    def remove(self) -> None:
+        for file in (self.socket, self.exit, self.note):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.empty.rmdir()
+
+
+@dataclass(slots=True)
+class WorkerRun:
+    """`handlers.wasmtime.run.Run` of a worker."""
+
+    container_id: ContainerId
+    spec: GuestSpec
+    files: Files
+    process: process.Child
+    context: HandlerContext
+    channel: _Channel
+    watch: asyncio.Task[None] | None = None
+    killed: bool = False
+
+    @property
+    def worker(self) -> WorkerSpec:
+        if self.spec.worker is None:
+            msg = f"container {self.container_id} has no worker"
+            raise Internal(msg)
+        return self.spec.worker
+
+    def stop(self, signal: int) -> None:
+        """Ask for it, so that the last output gets into the log; SIGKILL is what it says."""
+        if signal == signals.SIGKILL:
+            self.killed = True
+            self.process.kill()
+        else:
+            self.channel.send({"stop": signal})
+
+    async def update(
+        self, spec: GuestSpec, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
+    ) -> None:
+        worker, cgroups = self.worker, self.context.cgroups
+
+        def apply() -> None:
+            inherited = cgroups.inherited_cpuset(worker.cgroup_parent, self.container_id)
+            limits = change(now, wanted, host_facts(self.context), inherited)
+            ProcessCgroups(cgroups).limit(worker.cgroup_parent, self.container_id, limits)
+            if spec.worker is not None and spec.worker.oom_score_adj != worker.oom_score_adj:
+                process.set_oom_score_adj(self.process.pid, spec.worker.oom_score_adj)
+
+        await asyncio.to_thread(apply)
+        self.spec = spec
+
+    async def reopen_log(self) -> None:
+        if not self.spec.log_path:
+            return
+        fd = await asyncio.to_thread(open_log, Path(self.spec.log_path))
+        try:
+            await self.channel.ask({"log": True}, "log", fd)
+        finally:
+            os.close(fd)
+
+    def stats(self) -> HandlerStats | None:
+        return None
+
+    def info(self) -> Mapping[str, object]:
+        return {"pid": self.process.pid}
+
+
+class Workers:
+    """Makes and finds workers. The zygote starts with the first."""
+
+    def __init__(self, context: HandlerContext) -> None:
+        self._context = context
+        self._zygote = Zygote(preload=(_MODULE,))
+
+    @cached_property
+    def _cgroups(self) -> ProcessCgroups:
+        return ProcessCgroups(self._context.cgroups)
+
+    async def prepare(self) -> None:
+        """Have the zygote at hand, so that no start waits for it."""
+        await self._zygote.start()
+
+    async def start(
+        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, ended: Callable[[Exit], None]
+    ) -> tuple[WorkerRun, Started]:
+        """Returns when the module is linked and about to run; `ended` follows exactly once."""
+        if spec.worker is None:
+            msg = f"container {container_id} was prepared for the daemon's process"
+            raise Internal(msg)
+        files = Files(self._context.layout.bundle(container_id))
+        opened = await asyncio.to_thread(self._prepare, container_id, spec.worker, files)
+        try:
+            run, status = await self._fork(container_id, spec, compiled, opened)
+        finally:
+            opened.close()
+        try:
+            await asyncio.to_thread(self._place, run)
+            run.channel.send({"go": True})
+            answer = await run.channel.answer("started")
+        except BaseException:
+            run.channel.close()
+            run.process.kill()
+            await run.process.wait()
+            raise
+        self._watch(run, ended, status)
+        return run, Started(pid=run.process.pid, at=answer)
+
+    async def adopt(
+        self, container_id: ContainerId, spec: GuestSpec, ended: Callable[[Exit], None]
+    ) -> WorkerRun | Exit:
+        """The running worker of an earlier daemon, or how it has ended meanwhile."""
+        files = Files(self._context.layout.bundle(container_id))
+        child = await asyncio.to_thread(_running, files)
+        if child is None:
+            return await asyncio.to_thread(self._exit, container_id, spec.worker, files, None)
+        channel = _Channel.connect(files)
+        channel.listen()
+        run = WorkerRun(container_id, spec, files, child, self._context, channel)
+        self._watch(run, ended, None)
+        return run
+
+    async def aclose(self) -> None:
+        """Let go of all; they run on."""
+        await self._zygote.aclose()
+
+    def leave(self, run: WorkerRun) -> None:
+        """Stop watching one; it runs on."""
+        if run.watch is not None:
+            run.watch.cancel()
+        run.channel.close()
+        run.process.close()
+
+    def remove(self, container_id: ContainerId, worker: WorkerSpec) -> None:
+        """Kill what runs, remove cgroup and files. Blocks. Gone is success; DeadlineExceeded when it does not die."""
+        files, cgroups = Files(self._context.layout.bundle(container_id)), self._context.cgroups
+        child = _note(files)
+        if child is not None and process.is_alive(*child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child[0], signals.SIGKILL)
+        if not cgroups.kill_all(worker.cgroup_parent, container_id):
+            msg = f"the Wasm worker of container {container_id} does not end"
+            raise DeadlineExceeded(msg, hint="it may be stuck in the kernel (state D)")
+        cgroups.remove(worker.cgroup_parent, container_id)
+        files.remove()
+
+    def _prepare(self, container_id: ContainerId, worker: WorkerSpec, files: Files) -> _Opened:
+        files.remove()
+        files.empty.mkdir(mode=0o755)
+        self._cgroups.make(worker.cgroup_parent, container_id, worker.limits)
+        return _Opened(files, worker.netns)
+
+    async def _fork(
+        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, opened: _Opened
+    ) -> tuple[WorkerRun, asyncio.Future[int]]:
+        arguments = {
+            "id": container_id,
+            "spec": msgspec.to_builtins(spec),
+            "compiled": str(compiled),
+            "empty": str(opened.files.empty),
+        }
+        try:
+            child = await self._zygote.leave(TASK, arguments, opened.descriptors)
+        except ZygoteLostError:
+            child = await self._zygote.leave(TASK, arguments, opened.descriptors)
+        try:
+            channel = _Channel.connect(opened.files)
+        except OSError:
+            child.process.kill()
+            raise
+        channel.listen()
+        return WorkerRun(container_id, spec, opened.files, child.process, self._context, channel), child.status
+
+    def _place(self, run: WorkerRun) -> None:
+        self._cgroups.place(run.process.pid, run.worker.cgroup_parent, run.container_id)
+        started = process.process_start_time(run.process.pid) or 0
+        fs.atomic_write(run.files.note, f"{run.process.pid} {started}".encode(), 0o600)
+
+    def _watch(self, run: WorkerRun, ended: Callable[[Exit], None], status: asyncio.Future[int] | None) -> None:
+        async def watch() -> None:
+            await run.process.wait()
+            code = await _known(status)
+            told = await asyncio.to_thread(self._exit, run.container_id, run.worker, run.files, code)
+            run.channel.close()
+            if run.killed and told.reason is Reason.UNKNOWN:
+                told = msgspec.structs.replace(told, code=_KILLED, reason=Reason.ERROR, message="")
+            ended(told)
+
+        run.watch = asyncio.create_task(watch())
+
+    def _exit(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files, code: int | None) -> Exit:
+        """What the worker has written; else how it was killed."""
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode(files.exit.read_bytes(), type=Exit)
+        at = time.time_ns()
+        if worker is not None and self._context.cgroups.oom_kills(worker.cgroup_parent, container_id):
+            return Exit(code=_KILLED, at=at, reason=Reason.OOM_KILLED, message="the memory limit was reached")
+        if code is not None and code < 0:
+            name = signals.Signals(-code).name
+            return Exit(code=128 - code, at=at, reason=Reason.ERROR, message=f"the worker was ended by {name}")
+        return Exit(code=_LOST, at=at, reason=Reason.UNKNOWN, message="the worker is gone and left no exit status")
+
+
+class _Opened:
+    """What is passed to a worker that is to be forked: the listening socket, the exit file, the network namespace."""
+
+    def __init__(self, files: Files, netns: str) -> None:
+        self.files = files
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            listener.bind(_short(files.socket, stack))
+            listener.listen()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            exit_fd = os.open(files.exit, flags, 0o600)
+            stack.callback(os.close, exit_fd)
+            self.descriptors = [listener.fileno(), exit_fd]
+            if netns:
+                self.descriptors.append(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, self.descriptors[-1])
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@dataclass(slots=True)
+class _Channel:
+    """The daemon's end of a connection. One question of a kind at a time."""
+
+    sock: socket.socket
+    _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    _early: dict[str, Any] = field(default_factory=dict)
+    _closed: bool = False
+
+    @classmethod
+    def connect(cls, files: Files) -> _Channel:
+        """OSError when nobody listens."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with contextlib.ExitStack() as stack:
+                sock.connect(_short(files.socket, stack))
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return cls(sock)
+
+    def listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._receive)
+
+    def send(self, request: Mapping[str, object], *fds: int) -> None:
+        """The worker may have gone: its pidfd tells."""
+        if not self._closed:
+            with contextlib.suppress(OSError):
+                socket.send_fds(self.sock, [json.dumps(request).encode()], fds)
+
+    async def ask(self, request: Mapping[str, object], key: str, *fds: int) -> Any:
+        self.send(request, *fds)
+        return await self.answer(key)
+
+    async def answer(self, key: str) -> Any:
+        """Wait for a message with this key. FailedPrecondition when the worker has gone, or what it says instead."""
+        if key in self._early:
+            return self._early.pop(key)
+        if self._closed:
+            raise _gone()
+        waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await waiting
+        except TimeoutError:
+            msg = f"the Wasm worker did not answer within {_ANSWER_SECONDS:g} s"
+            raise DeadlineExceeded(msg) from None
+        finally:
+            self._waiting.pop(key, None)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            asyncio.get_running_loop().remove_reader(self.sock.fileno())
+            self.sock.close()
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(_gone())
+
+    def _receive(self) -> None:
+        try:
+            data = self.sock.recv(_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        for key, value in json.loads(data).items():
+            if key == "failed":
+                for waiting in self._waiting.values():
+                    if not waiting.done():
+                        waiting.set_exception(_failure(*value))
+            elif (found := self._waiting.get(key)) is not None and not found.done():
+                found.set_result(value)
+            else:
+                self._early[key] = value
+
+
+def _failure(name: str, cause: str, hint: str) -> CriShimError:
+    kind = getattr(errors, name, Internal)
+    error: CriShimError = kind(cause, hint=hint)
+    return error
+
+
+def _gone() -> CriShimError:
+    return FailedPrecondition("the Wasm worker has ended")
+
+
+def _short(path: Path, stack: contextlib.ExitStack) -> str:
+    """A name for a socket that fits into its address, which has 108 bytes (unix(7))."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, directory)
+    return f"/proc/self/fd/{directory}/{path.name}"
+
+
+def _note(files: Files) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid, started = files.note.read_text(encoding="ascii").split()
+        return int(pid), int(started)
+    return None
+
+
+def _running(files: Files) -> process.Child | None:
+    """The worker that the note names, if it still runs."""
+    noted = _note(files)
+    if noted is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        fd = pidfd.open_pidfd(noted[0])
+        if process.process_start_time(noted[0]) == noted[1]:
+            return process.Child(noted[0], fd)
+        os.close(fd)
+    return None
+
+
+async def _known(status: asyncio.Future[int] | None) -> int | None:
+    if status is None:
+        return None
+    await asyncio.wait((status,), timeout=_STATUS_SECONDS)
+    return status.result() if status.done() and not status.cancelled() else None
