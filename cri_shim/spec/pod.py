@@ -205,6 +205,9 @@ def _check_ports(mappings: Iterable[pb.PortMapping]) -> None:
             if not 0 <= port <= 65535:
                 msg = f"port_mappings.{field}: {port} is not a port"
                 raise InvalidArgument(msg)
+        if mapping.host_port and not mapping.container_port:
+            msg = f"port_mappings.container_port: 0 is no port that host_port {mapping.host_port} could lead to"
+            raise InvalidArgument(msg)
         if mapping.host_ip:
             try:
                 ipaddress.ip_address(mapping.host_ip)

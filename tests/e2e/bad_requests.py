@@ -34,6 +34,7 @@ POD_REQUESTS = [
     ("line break in dns", r"dns_config { options: 'a\nnameserver 6.6.6.6' }", INVALID, "dns_config.options"),
     ("port too high", "port_mappings { host_port: 65536 }", INVALID, "port_mappings.host_port: 65536"),
     ("negative port", "port_mappings { container_port: -1 }", INVALID, "port_mappings.container_port: -1"),
+    ("host port to nothing", "port_mappings { host_port: 8080 }", INVALID, "port_mappings.container_port: 0"),
     ("bad host address", "port_mappings { host_ip: 'x' }", INVALID, "port_mappings.host_ip: 'x'"),
     ("sysctl of the node", "linux { sysctls { key: 'kernel.panic' value: '1' } }", INVALID, "kernel.panic"),
     ("sysctl upwards", "linux { sysctls { key: 'net/../kernel/panic' value: '1' } }", INVALID, "net/../kernel/panic"),

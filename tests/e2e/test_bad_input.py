@@ -32,9 +32,9 @@ from tests.e2e.bad_requests import (
 )
 from tests.support.cri import Cri, Pod, container_config, fault
 from tests.support.daemon import Daemon
-from tests.support.expect import eventually, refused
+from tests.support.expect import refused
 from tests.support.fields import is_map, leaves, name_of, put
-from tests.support.world import unchanged
+from tests.support.world import settle, unchanged
 
 pytestmark = pytest.mark.root
 
@@ -90,12 +90,7 @@ class Site:
 def standing(shared_daemon: Daemon, busybox: str, wasm_hello: str) -> Iterator[Site]:
     """No request of this file may cost a stack trace, not even in the log."""
     with shared_daemon.client() as cri:
-        for handler, image in (("runc", busybox), ("crun", busybox), ("wasm", wasm_hello)):
-            cri.pull(image)  # and what a handler makes at its first container, and keeps
-            pod = cri.run_pod(shared_daemon.pod_config(network=pb.NODE), handler)
-            cri.create(pod, container_config(image))
-            cri.remove_pod(pod)
-        eventually(lambda: not any("probe" in line for line in shared_daemon.traces().processes))
+        settle(shared_daemon, {"runc": busybox, "crun": busybox, "wasm": wasm_hello})
         pod = cri.run_pod(shared_daemon.pod_config(network=pb.NODE), "crun")
         options = [("grpc.default_authority", "localhost")]
         with grpc.insecure_channel(f"unix:{shared_daemon.socket}", options) as channel:

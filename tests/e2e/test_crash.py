@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
-import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,46 +17,9 @@ from tests.support.cri import Cri, container_config
 from tests.support.daemon import Daemon
 from tests.support.expect import eventually
 from tests.support.scale import count, seeded
+from tests.support.world import settle, unchanged
 
 pytestmark = pytest.mark.root
-
-
-def _leases(daemon: Daemon) -> list[str]:
-    return sorted(path.name for path in daemon.leases.glob("10.*")) if daemon.leases.exists() else []
-
-
-def _veths() -> list[str]:
-    # Not from /sys/class/net: that shows the network namespace in which /sys was mounted.
-    return sorted(name for _, name in socket.if_nameindex() if name.startswith("veth"))
-
-
-def _rows(daemon: Daemon) -> list[str]:
-    with contextlib.closing(sqlite3.connect(f"file:{daemon.root}/state.db?mode=ro", uri=True)) as connection:
-        tables = ("pods", "containers")
-        return [f"{table} {key}" for table in tables for (key,) in connection.execute(f"SELECT key FROM {table}")]
-
-
-def _files(daemon: Daemon) -> list[str]:
-    places = (daemon.state / "pods", daemon.state / "containers", daemon.root / "containers")
-    return sorted(str(entry) for place in places if place.exists() for entry in place.iterdir())
-
-
-def _world(daemon: Daemon) -> dict[str, list[str]]:
-    """Everything that a pod can leave, by kind."""
-    traces = daemon.traces()
-    return {
-        "processes": sorted(line for line in traces.processes if not _is_daemon(line)),
-        "mounts": sorted(traces.mounts),
-        "cgroups": sorted(traces.cgroups),
-        "leases": _leases(daemon),
-        "veths": _veths(),
-        "files": _files(daemon),
-        "rows": _rows(daemon),
-    }
-
-
-def _is_daemon(line: str) -> bool:
-    return "cri-shim serve" in line or "zygote" in line
 
 
 def _create_pods(lab: Lab, number: int, stop: threading.Event) -> None:
@@ -99,20 +59,18 @@ def _kill_in_the_middle(lab: Lab, number: int, after: float) -> None:
 
 
 def test_kill_in_the_middle_of_many_creations_leaves_nothing(lab: Lab) -> None:
-    # Status answers when the daemon has asked its runtimes what they can do: that leaves nothing, but takes a moment.
-    lab.cri.runtime.Status(pb.StatusRequest())
-    before = _world(lab.daemon)
+    settle(lab.daemon, {"runc": lab.busybox, "crun": lab.busybox, "wasm": lab.wasm})
     moments = seeded()
     for _ in range(count(full=5, quick=2)):
-        _kill_in_the_middle(lab, count(full=100, quick=24), moments.uniform(0.2, 4.0))
-        lab.daemon.start()
-        with lab.daemon.client() as cri:
-            assert {pod.state for pod in cri.pods()} <= {pb.SANDBOX_READY, pb.SANDBOX_NOTREADY}
-            cri.remove_all_pods()
-            assert not cri.pods()
-            assert not cri.containers()
-            cri.runtime.Status(pb.StatusRequest())
-        assert _world(lab.daemon) == before
+        with unchanged(lab.daemon):
+            _kill_in_the_middle(lab, count(full=100, quick=24), moments.uniform(0.2, 4.0))
+            lab.daemon.start()
+            with lab.daemon.client() as cri:
+                assert {pod.state for pod in cri.pods()} <= {pb.SANDBOX_READY, pb.SANDBOX_NOTREADY}
+                cri.remove_all_pods()
+                assert not cri.pods()
+                assert not cri.containers()
+                cri.runtime.Status(pb.StatusRequest())
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

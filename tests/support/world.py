@@ -13,14 +13,33 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.support.cri import POLL
+from cri_shim.pb import api_pb2 as pb
+from tests.support.cri import POLL, container_config
 from tests.support.daemon import Daemon
+from tests.support.expect import eventually
 
 World = Mapping[str, frozenset[str]]
 
 _TABLES = ("pods", "containers", "images", "layers", "pulls")
 _OWN = ("state.db-shm", "state.db-wal")
 """Files of the database itself, which come and go with its connections."""
+
+
+def settle(daemon: Daemon, images: Mapping[str, str]) -> None:
+    """Lets come about what a daemon makes once and keeps: at the first container of each handler, by probes.
+
+    `images`: one for each handler, with a program of its own.
+    """
+    with daemon.client() as cri:
+        for handler, image in images.items():
+            cri.pull(image)
+            pod = cri.run_pod(daemon.pod_config(), handler)
+            cri.run(pod, container_config(image))
+            cri.stop_pod(pod)
+            cri.remove_pod(pod)
+        # It answers when the daemon has asked its runtimes what they can do.
+        cri.runtime.Status(pb.StatusRequest())
+    eventually(lambda: not any("probe" in line for line in daemon.traces().processes))
 
 
 def world_of(daemon: Daemon) -> World:
