@@ -32,6 +32,10 @@ from cri_shim.model.node import NodeFacts
 from cri_shim.rpc.edge import Gate
 from cri_shim.rpc.server import Server
 from cri_shim.spec.cgroup_plan import Driver, resolve_driver
+from cri_shim.streaming.server import Server as StreamingServer
+from cri_shim.streaming.server import Settings
+from cri_shim.streaming.ticket import Limits
+from cri_shim.streaming.tls import Certificate
 
 DRAIN_SECONDS = 10.0
 """How long calls that are under way may take when the daemon stops."""
@@ -79,6 +83,8 @@ async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerO
         server = Server(listen, flows.runtime, flows.image, gate, admin=flows.admin)
         await server.start()
         stack.push_async_callback(flows.aclose)
+        await base.streaming.start()
+        stack.push_async_callback(base.streaming.stop)
         stack.push_async_callback(server.stop, DRAIN_SECONDS)
         await flows.recover()
         gate.open()
@@ -152,7 +158,13 @@ async def _base(config: Config, layout: Layout, stack: contextlib.AsyncExitStack
         node=node,
         driver=driver,
         cgroups=cgroups,
+        streaming=StreamingServer(_streaming(config.streaming)),
     )
+
+
+def _streaming(section: configuration.Streaming) -> Settings:
+    certificate = Certificate(Path(section.tls.cert_file), Path(section.tls.key_file)) if section.tls else None
+    return Settings(section.address, section.port, certificate, Limits(idle=section.idle_seconds))
 
 
 def _look(config: Config, *, root: bool) -> tuple[NodeFacts, Driver, Cgroups]:

@@ -78,6 +78,7 @@ from cri_shim.model.node import NodeFacts
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.rpc.edge import Flow, StreamFlow
 from cri_shim.spec.cgroup_plan import Driver
+from cri_shim.streaming.server import Server as StreamingServer
 from cri_shim.wire.oci_image import host_platforms
 
 log = get_logger()
@@ -98,6 +99,7 @@ class Base:
     node: NodeFacts
     driver: Driver
     cgroups: Cgroups
+    streaming: StreamingServer
 
 
 @dataclass(frozen=True, slots=True)

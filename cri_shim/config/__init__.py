@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from cri_shim.config.dump import as_dict, dump
 from cri_shim.config.load import Origins, decode, load, load_text
-from cri_shim.config.sections import WITHOUT_EFFECT, Config
+from cri_shim.config.sections import WITHOUT_EFFECT, Config, Streaming
 
-__all__ = ["WITHOUT_EFFECT", "Config", "Origins", "as_dict", "decode", "dump", "load", "load_text"]
+__all__ = ["WITHOUT_EFFECT", "Config", "Origins", "Streaming", "as_dict", "decode", "dump", "load", "load_text"]

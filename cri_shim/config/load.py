@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import yaml
@@ -119,9 +119,9 @@ def _refuse_unknown(
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             msg = f"{_origin(origins, path)}: unknown key {'.'.join(path)!r}"
             raise InvalidArgument(msg, hint=hint)
-        section = known[key]
-        if isinstance(value, dict) and isinstance(section, type) and issubclass(section, msgspec.Struct):
-            _refuse_unknown(value, section, origins, path)
+        for section in (known[key], *get_args(known[key])):
+            if isinstance(value, dict) and isinstance(section, type) and issubclass(section, msgspec.Struct):
+                _refuse_unknown(value, section, origins, path)
 
 
 def _origin(origins: Origins, path: tuple[str, ...]) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+_SECONDS = {"h": 3600, "m": 60, "s": 1}
+_PARTS = re.compile(r"([0-9]+)([hms])")
+Duration = Annotated[str, msgspec.Meta(pattern=r"^(0|([0-9]+h)?([0-9]+m)?([0-9]+s)?)$", min_length=1)]
+"""As in `4h`, `90s` or `1h30m`."""
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
@@ -41,13 +46,25 @@ class Images(Section, frozen=True, kw_only=True):
     import_dir: str = ""
 
 
+class Tls(Section, frozen=True, kw_only=True):
+    """PEM files: a certificate with its chain, and its key."""
+
+    cert_file: str
+    key_file: str
+
+
 class Streaming(Section, frozen=True, kw_only=True):
     """The HTTP server of Exec, Attach and PortForward."""
 
     address: str = "127.0.0.1"
     port: Port = 0
-    tls: dict[str, str] | None = None
-    idle_timeout: str = "4h"
+    tls: Tls | None = None
+    idle_timeout: Duration = "4h"
+
+    @property
+    def idle_seconds(self) -> float:
+        """0 = no limit."""
+        return sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(self.idle_timeout))
 
 
 class Monitor(Section, frozen=True, kw_only=True):
@@ -69,7 +86,7 @@ class Tracing(Section, frozen=True, kw_only=True):
     endpoint: str = ""
 
 
-WITHOUT_EFFECT = ("images.auth_file", "streaming", "metrics", "tracing")
+WITHOUT_EFFECT = ("images.auth_file", "metrics", "tracing")
 """Settings that are known and checked, and that this version does nothing with."""
 
 

@@ -20,6 +20,8 @@ from cri_shim.loader import handler_options
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.spec.cgroup_plan import Driver
+from cri_shim.streaming.server import Server as StreamingServer
+from cri_shim.streaming.server import Settings
 
 CONFIG = Config(handlers={"wasm": {"kind": "wasmtime", "linux_containers": ""}})
 
@@ -41,6 +43,7 @@ async def wired(directory: Path, config: Config = CONFIG, driver: Driver = Drive
         node=NodeFacts(hostname="node", boot_id="boot", root=False),
         driver=driver,
         cgroups=Cgroups(Cgroups.detect(), driver),
+        streaming=StreamingServer(Settings()),
     )
     flows = Flows.build(base, handler_options(config, {}))
     try:

@@ -50,6 +50,13 @@ def test_off_is_a_word_and_false_is_a_boolean() -> None:
         ("listen: 7", r"c.yaml:1: listen: expected `str`, got `int`"),
         ("images: {max_parallel_downloads: 0}", r"c.yaml:1: images.max_parallel_downloads: expected `int` >= 1"),
         ("network: {conf_dirs: [1]}", r"c.yaml:1: network.conf_dirs"),
+        ("streaming: {idle_timeout: 4 hours}", r"c.yaml:1: streaming.idle_timeout: expected `str` matching"),
+        ("streaming: {idle_timeout: ''}", r"c.yaml:1: streaming.idle_timeout: "),
+        (
+            "streaming:\n  tls:\n    crt_file: a",
+            r"c.yaml:3: unknown key 'streaming.tls.crt_file'; did you mean 'cert_file'",
+        ),
+        ("streaming: {tls: {cert_file: a}}", r"c.yaml:1: streaming.tls: object missing required field `key_file`"),
         ("a: [", r"c.yaml:1"),
         ("- a\n- b", r"c.yaml:1: the configuration must be a mapping"),
         ("listen: /a\nlisten: /b", r"c.yaml:2: key 'listen' stands twice"),
@@ -60,6 +67,14 @@ def test_off_is_a_word_and_false_is_a_boolean() -> None:
 def test_faults_name_file_line_and_hint(text: str, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         config.load_text([("c.yaml", text)])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("4h", 14400), ("1h30m", 5400), ("90s", 90), ("2m5s", 125), ("0", 0), ("0s", 0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    loaded, _ = config.load_text([("c.yaml", f"streaming: {{idle_timeout: '{text}'}}")])
+    assert loaded.streaming.idle_seconds == seconds
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
