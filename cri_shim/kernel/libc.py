@@ -29,6 +29,7 @@ CLONE_FS: Final = 0x200
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWUTS: Final = 0x4000000
 CLONE_NEWIPC: Final = 0x8000000
+CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -42,6 +43,7 @@ AT_RECURSIVE: Final = 0x8000
 AT_EMPTY_PATH: Final = 0x1000
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_IDMAP: Final = 0x100000
 FSOPEN_CLOEXEC: Final = 1
 FSMOUNT_CLOEXEC: Final = 1
 FSCONFIG_SET_FLAG: Final = 0
@@ -172,9 +174,12 @@ def move_mount(fd: int, target: str | os.PathLike[str]) -> None:
         raise oserror("move_mount", target)
 
 
-def mount_setattr(fd: int, *, set_attributes: int, recursive: bool) -> None:
-    """Add attributes to the mount `fd`, and to those below it when `recursive`."""
-    attr = _MountAttr(set_attributes, 0, 0, 0)
+def mount_setattr(fd: int, *, set_attributes: int, recursive: bool, user_namespace: int = 0) -> None:
+    """Add attributes to the mount `fd`, and to those below it when `recursive`.
+
+    `user_namespace` is a descriptor of the one that MOUNT_ATTR_IDMAP maps by.
+    """
+    attr = _MountAttr(set_attributes, 0, 0, user_namespace)
     flags = ctypes.c_uint(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0))
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     if _raw(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), size) != 0:

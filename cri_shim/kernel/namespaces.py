@@ -1,6 +1,7 @@
 """Namespaces: pin a pod's as files, enter one in a throw-away thread.
 
-Not for user namespaces, which no thread can unshare, and not for PID namespaces, which live with their first process.
+Not the making of user namespaces, which no thread can unshare (`cri_shim.kernel.user_namespace`), and not for PID
+namespaces, which live with their first process.
 Invariant: only throw-away threads change namespaces; the loop and the pools stay where the daemon was started.
 """
 
@@ -9,26 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, TypeVar
 
-from cri_shim.kernel import libc, mounts, netlink, threads
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.kernel import libc, mounts, new_namespaces, threads
+from cri_shim.model.errors import FailedPrecondition
 
 T = TypeVar("T")
 
 _PLACEHOLDER_BYTES: Final = 1 << 20
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
-_FLAGS: Final = {"net": libc.CLONE_NEWNET, "ipc": libc.CLONE_NEWIPC, "uts": libc.CLONE_NEWUTS}
 _PINNED: Final = ("net", "ipc", "uts", "user", "pid")
-# sysctl(5) and kernel docs: these and no others belong to a namespace. All else would change the node.
-_SYSCTL_OWNER: Final = (
-    (re.compile(r"net\..+"), "net"),
-    (re.compile(r"kernel\.(shm\w+|msg\w+|sem)|fs\.mqueue\..+"), "ipc"),
-    (re.compile(r"kernel\.(hostname|domainname)"), "uts"),
-)
 
 
 def pin_namespaces(
@@ -36,22 +29,14 @@ def pin_namespaces(
 ) -> None:
     """Make new namespaces of the wanted kinds and bind them on `directory`/{net,ipc,uts}. Blocks for about 1 ms.
 
-    `lo` is up in a new network namespace, `hostname` set in a new UTS namespace, `sysctls` (names with dots) written
-    inside. InvalidArgument for a sysctl that is unknown, refused, or not owned by a namespace made here. On failure
-    nothing is left.
+    They are set up as `new_namespaces.enter_new` says. InvalidArgument for a sysctl that is unknown, refused, or not
+    owned by a namespace made here. On failure nothing is left.
     """
     kinds = [kind for kind, wanted in (("net", net), ("ipc", ipc), ("uts", uts)) if wanted]
-    for name in sysctls:
-        _check_sysctl(name, kinds)
+    new_namespaces.check_sysctls(sysctls, kinds)
 
     def make() -> None:
-        libc.unshare(sum(_FLAGS[kind] for kind in kinds))
-        if net:
-            netlink.bring_loopback_up()
-        if uts:
-            libc.sethostname(hostname)
-        for name, value in sysctls.items():
-            _write_sysctl(name, value)
+        new_namespaces.enter_new(kinds, hostname, sysctls)
         for kind in kinds:
             pin = directory / kind
             pin.touch(mode=0o400)
@@ -63,42 +48,6 @@ def pin_namespaces(
     except BaseException:
         unpin(directory)
         raise
-
-
-def _check_sysctl(name: str, kinds: Sequence[str]) -> None:
-    path = _sysctl_path(name)
-    dotted = ".".join(path.parts)
-    owner = next((kind for pattern, kind in _SYSCTL_OWNER if pattern.fullmatch(dotted)), None)
-    if owner is None or path.is_absolute() or ".." in path.parts:
-        msg = f"sysctl {name!r} is not namespaced: it would change the whole node"
-        raise InvalidArgument(msg)
-    if owner not in kinds:
-        msg = f"sysctl {name!r} needs a {owner} namespace of the pod's own, but the pod uses the node's"
-        raise InvalidArgument(msg)
-
-
-def _sysctl_path(name: str) -> PurePosixPath:
-    # As sysctl(8): whichever of `.` and `/` comes first separates, the other one is part of a name (eth0.1).
-    first = re.search(r"[./]", name)
-    swapped = name.translate(str.maketrans("./", "/."))
-    return PurePosixPath(name if first and first[0] == "/" else swapped)
-
-
-def _write_sysctl(name: str, value: str) -> None:
-    # /proc/sys shows each opener the values of its own namespaces, so this thread writes the pod's.
-    path = Path("/proc/sys") / _sysctl_path(name)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-    except FileNotFoundError as error:
-        msg = f"sysctl {name!r} does not exist on this node"
-        raise InvalidArgument(msg, hint="the kernel lacks it, or a module is not loaded") from error
-    except OSError as error:
-        msg = f"sysctl {name!r} cannot be set to {value!r}: {error.strerror}"
-        raise InvalidArgument(msg) from error
 
 
 def unpin(directory: Path) -> None:

@@ -6,10 +6,24 @@ Not for long-lived streams with flow control. Invariant: a child never waits for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import stat
+from collections.abc import Iterable
 from typing import Final
 
 _CHUNK: Final = 1 << 16
+
+
+def give(streams: Iterable[int | str], owner: tuple[int, int]) -> None:
+    """Let uid and gid open anew what of these is a pipe (`echo >/dev/stdout`). Descriptors, or paths below /proc.
+
+    Nothing else changes hands: a device or a file may be somebody else's too. Gone = success.
+    """
+    for stream in streams:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if stat.S_ISFIFO(os.stat(stream).st_mode):  # noqa: PTH116  also a descriptor
+                os.chown(stream, *owner)
 
 
 class Feed:
