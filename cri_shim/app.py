@@ -21,6 +21,7 @@ from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.inflight import end_leftovers
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.store import Store
+from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
@@ -154,6 +155,7 @@ async def _base(config: Config, layout: Layout, stack: contextlib.AsyncExitStack
         layout=layout,
         store=store,
         zygote=zygote,
+        user_namespaces=UserNamespaces(layout, zygote),
         network=Network([Path(p) for p in config.network.conf_dirs], [Path(p) for p in config.network.bin_dirs]),
         node=node,
         driver=driver,

@@ -28,6 +28,7 @@ from cri_shim.adapters.network import Network
 from cri_shim.adapters.registry import Registry
 from cri_shim.adapters.stats import StatsReader
 from cri_shim.adapters.store import Store
+from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.config import Config, as_dict
 from cri_shim.flows.container_create import CreateContainer
@@ -95,6 +96,7 @@ class Base:
     layout: Layout
     store: Store
     zygote: Zygote
+    user_namespaces: UserNamespaces
     network: Network
     node: NodeFacts
     driver: Driver
@@ -242,7 +244,7 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
     )
     stop_pod = StopPod(store, layout, DetachPod(store, layout, base.network, clock), infra, stop, locks, node, clock)
     pods = _Pods(
-        run=RunPod(store, layout, base.network, handlers, infra, node, clock, base.driver),
+        run=RunPod(store, layout, base.network, base.user_namespaces, handlers, infra, node, clock, base.driver),
         stop=stop_pod,
         remove=RemovePod(store, layout, stop_pod, containers.remove, InFlight()),
         update=UpdatePod(store),
@@ -336,6 +338,7 @@ def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exi
         layout=base.layout,
         cgroups=base.cgroups,
         zygote=base.zygote,
+        user_namespaces=base.user_namespaces,
         conmon=base.config.monitor.conmon,
         limits={"oom_score_adj": _lowest_oom_score_adj()},
         capabilities=caps.effective(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.model.container import Exit
 from cri_shim.model.ids import ContainerId
@@ -20,6 +21,7 @@ class HandlerContext:
     layout: Layout
     cgroups: Cgroups
     zygote: Zygote
+    user_namespaces: UserNamespaces
     conmon: str
     """The monitor program, a name on PATH or an absolute path."""
     limits: Mapping[str, int]

@@ -17,14 +17,22 @@ from cri_shim.kernel.copy import copy_contents
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.ids import ContainerId
 from cri_shim.model.layout import Layout
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.spec.container_request import without_taken
 from cri_shim.spec.paths import rooted
 
 
 def make(
-    layout: Layout, container_id: ContainerId, rootfs: Path, declared: Iterable[str], taken: Iterable[str]
+    layout: Layout,
+    container_id: ContainerId,
+    rootfs: Path,
+    declared: Iterable[str],
+    taken: Iterable[str],
+    ids: UserNamespace | None,
 ) -> dict[str, Path]:
     """A directory for each declared path, with the content, owner and mode that it has in `rootfs`.
+
+    One that is not there is made for root, of `ids` where there are some.
 
     By its place in the container, free of symlinks: one of the image must not lead it onto a place that is `taken` by
     a mount of the request. FailedPrecondition for a path that is no directory.
@@ -34,6 +42,8 @@ def make(
     for number, place in enumerate(without_taken(places, {_place(rootfs, rooted(path)) for path in taken})):
         directory = layout.writable(container_id) / "volumes" / str(number)
         directory.mkdir(mode=0o755, parents=True)
+        if ids is not None:
+            os.chown(directory, ids.uids.first, ids.gids.first)
         _fill(rootfs, place, directory)
         made[place] = directory
     return made

@@ -18,15 +18,23 @@ from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
 
 
-def mount(layout: Layout, pod_id: PodId, image_id: ImageId, layers: Sequence[LayerRecord]) -> Path:
-    """Mount `layers` (bottom first, at least one) for the pod. Mounted already = success."""
+def mount(layout: Layout, pod_id: PodId, image_id: ImageId, layers: Sequence[LayerRecord], *, mapped: bool) -> Path:
+    """Mount `layers` (bottom first, at least one) for the pod; `mapped` for one with a user namespace.
+
+    Mounted already = success.
+    """
     target = layout.image_volume(pod_id, image_id)
     if mounts.is_mount_point(target):
         return target
     target.mkdir(mode=0o755, parents=True, exist_ok=True)
     # The empty mount point is the lowest layer: a single one would become a bind, which CAP_SYS_ADMIN can remount
     # writable, and the layer is that of every container of the image.
-    mounts.overlay(target, [*(layout.layer(layer.number) for layer in reversed(layers)), target], None, None)
+    lowers = [*(layout.layer(layer.number) for layer in reversed(layers)), target]
+    if mapped:
+        namespace = layout.namespace(pod_id, "user")
+        mounts.idmapped_overlay(target, lowers, None, None, base=layout.layers, user_namespace=namespace)
+    else:
+        mounts.overlay(target, lowers, None, None)
     return target
 
 

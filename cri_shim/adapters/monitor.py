@@ -20,7 +20,7 @@ from typing import Final
 
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.oci_runtime import Enter, OciRuntime
-from cri_shim.kernel import process
+from cri_shim.kernel import pipes, process
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, Internal
 from cri_shim.model.ids import ContainerId
@@ -35,6 +35,12 @@ _POLL: Final = 0.001
 _TAIL: Final = 1024
 _SYNC_LINE: Final = 1 << 16
 _OOM_STATUS: Final = 137
+# conmon puts /dev/null where a container has no stream. crun gives what is behind a stream to root of the user
+# namespace, who could then take it away from the whole node; so there it gets a pipe at its end. By `tty`.
+_WITHOUT_DEV_NULL: Final = {
+    False: ("/bin/sh", "-c", ': | exec "$0" "$@"'),
+    True: ("/bin/sh", "-c", ': | exec "$0" "$@" >&2'),
+}
 _LOST_MESSAGE: Final = "the container's monitor process is gone and left no exit status"
 
 
@@ -88,6 +94,8 @@ class Launch:
     tty: bool = False
     stdin: bool = False
     stdin_once: bool = False
+    owner: tuple[int, int] | None = None
+    """Uid and gid at the host of the first process, in a pod with a user namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +179,8 @@ class Monitors:
                 raise await self._runtime.create_error(message, launch.files.runtime_log, command)
             case conmon.Created(pid):
                 started = process.process_start_time(pid) or 0
+                if launch.owner is not None:
+                    pipes.give((f"/proc/{pid}/fd/{fd}" for fd in range(3)), launch.owner)
                 return Supervised(launch, launched.child.watched(), pid, started, _command_line(pid))
 
     async def executed(self, supervised: Supervised) -> bool:
@@ -280,8 +290,10 @@ class Monitors:
         words = [self._program, "--sync", "-c", launch.container_id, "--cuuid", launch.container_id]
         words += ["--name", launch.container_id, "--bundle", bundle, "--persist-dir", bundle, "--exit-dir", bundle]
         words += ["--container-pidfile", str(files.pid), "--log-path", log, "--no-sync-log", "--full-attach"]
-        words += ["--runtime", self._runtime.program]
-        words += [f"--runtime-arg={flag}" for flag in self._runtime.global_arguments(files.runtime_log)]
+        program, *runtime_arguments = [self._runtime.program, *self._runtime.global_arguments(files.runtime_log)]
+        if launch.owner is not None:
+            program, *runtime_arguments = [*_WITHOUT_DEV_NULL[launch.tty], program, *runtime_arguments]
+        words += ["--runtime", program, *(f"--runtime-arg={word}" for word in runtime_arguments)]
         flags = {
             "--systemd-cgroup": self._runtime.systemd_cgroup,
             "--terminal": launch.tty,

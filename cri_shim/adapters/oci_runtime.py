@@ -23,7 +23,7 @@ import msgspec
 
 from cri_shim.adapters.cgroups import CgroupHost, Version
 from cri_shim.adapters.runtime_probe import has_recursive_read_only
-from cri_shim.kernel import mounts, namespaces, process
+from cri_shim.kernel import mounts, namespaces, pipes, process
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal
 from cri_shim.model.ids import ContainerId
 from cri_shim.wire import oci_state
@@ -65,6 +65,8 @@ class ExecCall:
     """For the hint of an error."""
     oom_score_adj: int
     """As in the document: crun does not read it there, its process gets what the caller has."""
+    owner: tuple[int, int] | None = None
+    """Whom its pipes are given to, uid and gid; None = the runtime sees to it."""
 
 
 class OciRuntime:
@@ -140,6 +142,8 @@ class OciRuntime:
 
         def spawn() -> process.Child:
             with _no_input() if streams.stdin is None else contextlib.nullcontext(streams.stdin) as stdin:
+                if call.owner is not None:
+                    pipes.give((stdin, streams.stdout, streams.stderr), call.owner)
                 caller = process.spawn(argv, stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
             process.set_oom_score_adj(caller.pid, call.oom_score_adj)
             return caller

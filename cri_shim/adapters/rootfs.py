@@ -17,9 +17,11 @@ from typing import Final
 
 from cri_shim.kernel import fs, mounts
 from cri_shim.model.entry import EntryKind, EntryPoint, entry_kind, split_function
+from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.spec.users import UserDatabase, parse_user_database
 
 _DATABASE_LIMIT: Final = 1 << 20
@@ -35,11 +37,24 @@ class RootfsFacts:
     entry: EntryKind
 
 
-def prepare(layout: Layout, container_id: ContainerId, layers: Sequence[LayerRecord]) -> Path:
+def make_bundle(layout: Layout, container_id: ContainerId | PodId, ids: UserNamespace | None) -> None:
+    """The container's directory, closed to everybody but root and, to pass through, root of the pod."""
+    bundle = layout.bundle(container_id)
+    bundle.mkdir(mode=0o700, parents=True)
+    if ids is not None:
+        os.chown(bundle, -1, ids.gids.first)
+        bundle.chmod(0o710)
+
+
+def prepare(
+    layout: Layout, container_id: ContainerId, layers: Sequence[LayerRecord], pod: PodContext | None = None
+) -> Path:
     """Mount the container's root file system: `layers` (bottom first, at least one) below an empty writable layer.
 
-    Mounted already = success. On error the caller calls `remove`.
+    In a pod with a user namespace the files of the layers have the pod's ids. Mounted already = success. On error the
+    caller calls `remove`.
     """
+    ids, namespace = (pod.ids, pod.user) if pod is not None else (None, None)
     target, writable = layout.rootfs(container_id), layout.writable(container_id)
     if mounts.is_mount_point(target):
         return target
@@ -47,8 +62,12 @@ def prepare(layout: Layout, container_id: ContainerId, layers: Sequence[LayerRec
     for directory in (target, upper, work):
         directory.mkdir(parents=True, exist_ok=True)
     writable.chmod(0o711)  # nobody on the host lists it, the container's users pass through it
-    _copy_attributes(layout.layer(_owner_of_root(layers).number), upper)
-    mounts.overlay(target, [layout.layer(layer.number) for layer in reversed(layers)], upper, work)
+    _copy_attributes(layout.layer(_owner_of_root(layers).number), upper, ids)
+    lowers = [layout.layer(layer.number) for layer in reversed(layers)]
+    if namespace is None:
+        mounts.overlay(target, lowers, upper, work)
+    else:
+        mounts.idmapped_overlay(target, lowers, upper, work, base=layout.layers, user_namespace=namespace)
     return target
 
 
@@ -93,9 +112,12 @@ def _owner_of_root(layers: Sequence[LayerRecord]) -> LayerRecord:
     return next((layer for layer in reversed(layers) if not layer.inherits_root), layers[-1])
 
 
-def _copy_attributes(source: Path, target: Path) -> None:
+def _copy_attributes(source: Path, target: Path, ids: UserNamespace | None) -> None:
     status = source.stat()
-    os.chown(target, status.st_uid, status.st_gid)
+    uid, gid = status.st_uid, status.st_gid
+    if ids is not None:
+        uid, gid = ids.uids.on_host(uid), ids.gids.on_host(gid)
+    os.chown(target, uid, gid)
     target.chmod(stat.S_IMODE(status.st_mode))
 
 

@@ -1,6 +1,7 @@
 """The files, mounts and namespaces that a pod's containers share: made in one go, removed by id.
 
-Blocking functions, for threads. Invariant: `remove` succeeds on a whole pod, on half of one and on none.
+Not the namespaces of a pod with a user namespace (`cri_shim.adapters.user_namespaces`). Blocking functions, for
+threads. Invariant: `remove` succeeds on a whole pod, on half of one and on none.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import contextlib
 import os
 from pathlib import Path
 
-from cri_shim.adapters import image_volumes
+from cri_shim.adapters import image_volumes, rootfs
 from cri_shim.kernel import fs, mounts, namespaces
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.namespaces import user_namespace
 from cri_shim.spec.pod import SandboxPlan, host_network
 from cri_shim.spec.pod import namespaces as namespaces_of
 
@@ -54,17 +57,23 @@ def release(layout: Layout, pod_id: PodId) -> None:
 
 def missing(layout: Layout, pod_id: PodId, config: pb.PodSandboxConfig) -> str:
     """Which of a pod's kernel objects is gone, in words; empty when all are there."""
-    wanted = {"net": not host_network(config), "ipc": namespaces_of(config).ipc != pb.NODE}
+    wanted = {
+        "user": user_namespace(namespaces_of(config)) is not None,
+        "net": not host_network(config),
+        "ipc": namespaces_of(config).ipc != pb.NODE,
+    }
     for kind, needed in wanted.items():
         if needed and not mounts.is_mount_point(layout.namespace(pod_id, kind)):
             return f"its {kind} namespace is gone"
     return ""
 
 
-def make_infra_root(layout: Layout, pod_id: PodId) -> None:
+def make_infra_root(layout: Layout, pod_id: PodId, ids: UserNamespace | None) -> None:
     """The bundle and the empty root file system of the pod's own container."""
-    layout.bundle(pod_id).mkdir(mode=0o700, parents=True)
+    rootfs.make_bundle(layout, pod_id, ids)
     layout.rootfs(pod_id).mkdir(mode=0o755)
+    if ids is not None:  # the runtime makes the places of its mounts as root of the pod
+        os.chown(layout.rootfs(pod_id), ids.uids.first, ids.gids.first)
 
 
 def pin_pid_namespace(layout: Layout, pod_id: PodId, pid: int) -> None:
@@ -85,6 +94,12 @@ def _write_files(directory: Path, plan: SandboxPlan) -> None:
         path = directory / name
         path.write_bytes(data)
         path.chmod(_FILE_MODE)
+        os.chown(path, *_owner(plan))
+
+
+def _owner(plan: SandboxPlan) -> tuple[int, int]:
+    """The pod's root."""
+    return (plan.user.uids.first, plan.user.gids.first) if plan.user else (0, 0)
 
 
 def _host_file(path: str) -> bytes:
@@ -104,7 +119,7 @@ def _make_log_directory(path: Path) -> None:
 def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan) -> None:
     directory = layout.pod(pod_id)
     (directory / "ns").mkdir(mode=0o700)
-    if plan.net or plan.ipc or plan.uts:
+    if plan.user is None and (plan.net or plan.ipc or plan.uts):
         namespaces.pin_namespaces(
             directory / "ns",
             net=plan.net,
@@ -116,6 +131,7 @@ def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan) -> None:
     shm = directory / "shm"
     shm.mkdir(mode=0o755)
     if plan.ipc:
-        mounts.tmpfs(shm, size=plan.shm_bytes, mode=0o1777)
+        uid, gid = _owner(plan)
+        mounts.tmpfs(shm, size=plan.shm_bytes, mode=0o1777, uid=uid, gid=gid)
     else:
         mounts.bind(Path("/dev/shm"), shm)  # noqa: S108 (the pod asked for the node's IPC)

@@ -31,7 +31,7 @@ from cri_shim.model.clock import Clock
 from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState, ImageVolume
 from cri_shim.model.entry import EntryKind, EntryPoint
 from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from cri_shim.model.handler import ContainerPlan, Kind
+from cri_shim.model.handler import ContainerPlan, Kind, PodContext
 from cri_shim.model.ids import SHORT, ContainerId, Digest, new_container_id
 from cri_shim.model.image import ImageRecord, LayerRecord
 from cri_shim.model.layout import Layout
@@ -166,22 +166,26 @@ class CreateContainer:
 
     async def _make(self, record: ContainerRecord, asked: _Asked) -> None:
         layers = [self._layer(key) for key in asked.image.layers]
-        root, files = await asyncio.to_thread(_prepare, self.layout, record, layers, _entry_point(asked))
+        pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
+        root, files = await asyncio.to_thread(_prepare, self.layout, record, layers, pod, _entry_point(asked))
         rules = self.handlers.for_pod(asked.pod.handler)
         decision = dispatch.decide(
             self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, files.entry)
         )
         handler = self.handlers.get(decision.handler)
+        if pod.ids is not None:
+            await self.handlers.require_user_namespaces(decision.handler)
         if handler.kind is Kind.LINUX and shares_pid(asked.pod_config):
             await self.infra.ensure(asked.pod, decision.handler)
-        pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
         env = self.handlers.rules[decision.handler].default_env
         process = process_plan(asked.config, pod.hostname, asked.image, files.users, env)
         placed = await self.image_volumes.mount(record, asked.config)
         if handler.kind is Kind.LINUX and root is not None and asked.image.config.volumes:
             taken = [mount.container_path for mount in placed.mounts]
             declared = asked.image.config.volumes
-            directories = await asyncio.to_thread(image_directories.make, self.layout, record.id, root, declared, taken)
+            directories = await asyncio.to_thread(
+                image_directories.make, self.layout, record.id, root, declared, taken, pod.ids
+            )
             placed = spec.with_directories(placed, directories)
         plan = ContainerPlan(
             id=record.id,
@@ -255,15 +259,15 @@ class CreateContainer:
 
 
 def _prepare(
-    layout: Layout, record: ContainerRecord, layers: Sequence[LayerRecord], entry: EntryPoint
+    layout: Layout, record: ContainerRecord, layers: Sequence[LayerRecord], pod: PodContext, entry: EntryPoint
 ) -> tuple[Path | None, RootfsFacts]:
     """Bundle, mounted root file system and what is read from it, in one go. A Wasm artifact has no files."""
-    layout.bundle(record.id).mkdir(mode=0o700)
+    rootfs.make_bundle(layout, record.id, pod.ids)
     if record.log_path:
         Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not layers:
         return None, RootfsFacts(UserDatabase(), EntryKind.MISSING)
-    path = rootfs.prepare(layout, record.id, layers)
+    path = rootfs.prepare(layout, record.id, layers, pod)
     return path, rootfs.read_facts(path, entry)
 
 

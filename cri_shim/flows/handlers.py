@@ -10,6 +10,7 @@ from cri_shim.log import get_logger
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.handler import Handler
 from cri_shim.spec.dispatch import HandlerRules, pod_handler
+from cri_shim.spec.namespaces import USERNS
 
 log = get_logger()
 
@@ -32,6 +33,14 @@ class Handlers:
             if isinstance(result, Exception):
                 log.warning("cannot learn the features of a handler", handler=handler.name, error=str(result))
         self.probed.set()
+
+    async def require_user_namespaces(self, name: str) -> None:
+        """FailedPrecondition where containers of this handler cannot be in a user namespace of their pod."""
+        handler = self.get(name)
+        await handler.probe()
+        if why := handler.features.no_user_namespaces:
+            msg = f"{USERNS}: handler {name!r} is not able to: {why}"
+            raise FailedPrecondition(msg)
 
     def for_pod(self, asked: str) -> HandlerRules:
         """Rules of the pod's handler; NotFound, naming what there is, for an unknown one."""

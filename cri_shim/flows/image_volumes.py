@@ -22,6 +22,8 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.pod import PodState
 from cri_shim.model.refs import find_images
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.namespaces import user_namespace
+from cri_shim.spec.pod import namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class ImageVolumes:
             if pod is None or pod.state is not PodState.READY:
                 msg = f"pod sandbox {record.pod_id[:SHORT]} was stopped while the container was being made"
                 raise FailedPrecondition(msg)
-            return await asyncio.to_thread(self._mount, record, layers, config)
+            mapped = user_namespace(namespaces(pb.PodSandboxConfig.FromString(pod.config))) is not None
+            return await asyncio.to_thread(self._mount, record, layers, config, mapped=mapped)
 
     async def release(self, record: ContainerRecord) -> None:
         """After the record of a container is gone: what no other container of its pod has is unmounted."""
@@ -83,13 +86,19 @@ class ImageVolumes:
         return layers
 
     def _mount(
-        self, record: ContainerRecord, layers: dict[ImageId, list[LayerRecord]], config: pb.ContainerConfig
+        self,
+        record: ContainerRecord,
+        layers: dict[ImageId, list[LayerRecord]],
+        config: pb.ContainerConfig,
+        *,
+        mapped: bool,
     ) -> pb.ContainerConfig:
         placed = pb.ContainerConfig()
         placed.CopyFrom(config)
         for mount, volume in zip(image_mounts(placed), record.volumes, strict=True):
             try:
-                root = image_volumes.mount(self.layout, record.pod_id, volume.image_id, layers[volume.image_id])
+                of_image = layers[volume.image_id]
+                root = image_volumes.mount(self.layout, record.pod_id, volume.image_id, of_image, mapped=mapped)
             except OSError as error:
                 msg = f"image {mount.image.image!r} of {mount.container_path}: {error}"
                 raise ImageVolumeMountFailed(msg) from error

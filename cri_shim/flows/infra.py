@@ -69,8 +69,9 @@ class Infra:
             )
             await self.store.containers.put(record)
             handler = self.handlers.get(handler_name)
-            await asyncio.to_thread(sandbox.make_infra_root, self.layout, pod.id)
-            await handler.create(self.plan(pod))
+            plan = self.plan(pod)
+            await asyncio.to_thread(sandbox.make_infra_root, self.layout, pod.id, plan.pod.ids)
+            await handler.create(plan)
             started = await handler.start(container_id)
             await asyncio.to_thread(sandbox.pin_pid_namespace, self.layout, pod.id, started.pid)
             await self.store.containers.update(

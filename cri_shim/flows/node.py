@@ -84,7 +84,7 @@ class Node:
                 name=name,
                 features=pb.RuntimeHandlerFeatures(
                     recursive_read_only_mounts=handler.features.recursive_read_only_mounts,
-                    user_namespaces=handler.features.user_namespaces,
+                    user_namespaces=not handler.features.no_user_namespaces,
                 ),
             )
             for name, handler in named.items()

@@ -14,6 +14,7 @@ import msgspec
 from cri_shim.adapters import sandbox
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.store import Store
+from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.flows.attachment import attachment
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.inflight import InFlight
@@ -42,6 +43,7 @@ class RunPod:
     store: Store
     layout: Layout
     network: Network
+    user_namespaces: UserNamespaces
     handlers: Handlers
     infra: Infra
     node: NodeFacts
@@ -61,6 +63,8 @@ class RunPod:
         plan = spec.plan_sandbox(request.config, self.node, rules)
         if request.config.linux.cgroup_parent:
             cgroups_path_for_spec(request.config.linux.cgroup_parent, "check", self.cgroup_driver)
+        if plan.user is not None:
+            await self.handlers.require_user_namespaces(rules.name)
         pod_id = await self.runs.join(name, lambda: self._run(name, request, rules, plan), request)
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
@@ -99,6 +103,8 @@ class RunPod:
         undo.push("delete the record", lambda: self._forget(pod_id, undo))
         undo.push("remove files and namespaces", lambda: asyncio.to_thread(sandbox.remove, self.layout, pod_id))
         await asyncio.to_thread(sandbox.make, self.layout, pod_id, plan, root=self.node.root)
+        if plan.user is not None:
+            await self.user_namespaces.pin(pod_id, plan, plan.user)
         ips: tuple[str, ...] = ()
         cached: bytes | None = None
         if plan.net:

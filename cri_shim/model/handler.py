@@ -16,6 +16,7 @@ from typing import Protocol
 from cri_shim.model.container import ContainerRecord, Exit, User
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.image import ImageRecord
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
 
 
@@ -31,7 +32,8 @@ class Features:
     """What goes into `Status.runtime_handlers[].features`."""
 
     recursive_read_only_mounts: bool = False
-    user_namespaces: bool = False
+    no_user_namespaces: str = "it has not been probed"
+    """Why pods of the handler cannot have user namespaces; empty = they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class PodContext:
     resolv_conf: Path
     hosts: Path
     hostname_file: Path
+    user: Path | None = None
+    ids: UserNamespace | None = None
+    """Of the user namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class ContainerPlan:
     rootfs: Path | None
     """The mounted root file system; None for a Wasm artifact, which has none."""
     bundle: Path
-    """A directory of the container's own, mode 0700, made before `create`."""
+    """A directory of the container's own, made before `create`; closed to everybody but root and root of the pod."""
     log_path: Path | None
     """Absolute; its directory exists. None = output is discarded."""
     stop_signal: int

@@ -67,7 +67,7 @@ class Layout:
         return self.pods / pod_id
 
     def namespace(self, pod_id: PodId, kind: str) -> Path:
-        """The pin of a pod's namespace; `kind` is net, ipc, uts or pid."""
+        """The pin of a pod's namespace; `kind` is user, net, ipc, uts or pid."""
         return self.pod(pod_id) / "ns" / kind
 
     def image_volumes(self, pod_id: PodId) -> Path:

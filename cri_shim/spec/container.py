@@ -7,7 +7,19 @@ refused with an error that names it.
 from __future__ import annotations
 
 from cri_shim.model.handler import ContainerPlan
-from cri_shim.spec import apparmor, base_spec, cdi, cgroup_plan, devices, hooks, mounts, namespaces, resources, security
+from cri_shim.spec import (
+    apparmor,
+    base_spec,
+    cdi,
+    cgroup_plan,
+    devices,
+    hooks,
+    mounts,
+    namespaces,
+    resources,
+    security,
+    users,
+)
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.runtime_annotations import runtime_annotations
 from cri_shim.spec.unsupported import refuse_unsupported
@@ -16,6 +28,7 @@ from cri_shim.spec.unsupported import refuse_unsupported
 def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     """config.json of the plan's container (OCI runtime-spec 1.x). Raises for what cannot be honoured."""
     refuse_unsupported(plan.config, host)
+    users.check_mapped(plan.process.user, plan.pod.ids)
     wanted = plan.config.linux.security_context
     propagation = mounts.rootfs_propagation(plan.config.mounts)
     document: Json = {
@@ -27,6 +40,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
         "linux": {
             "cgroupsPath": cgroup_plan.cgroups_path_for_spec(plan.pod.cgroup_parent, plan.id, host.cgroup_driver),
             "namespaces": namespaces.namespaces(plan, host),
+            **namespaces.id_mappings(plan.pod.ids),
             **_devices_and_resources(plan, host, found),
             **security.masks(wanted),
             **_present("seccomp", security.seccomp(wanted, host, found)),

@@ -42,6 +42,8 @@ class HostFacts:
     selinux: bool = False
     recursive_read_only: bool = False
     """Runtime and kernel know recursive read-only bind mounts."""
+    idmapped_mounts: bool = False
+    """Both know idmapped mounts."""
     min_memory: int = 0
     """Bytes that a container of this handler needs at least, by configuration."""
     default_capabilities: frozenset[str] = DEFAULT_CAPABILITIES

@@ -12,12 +12,13 @@ from cri_shim.model.container import User
 from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
 from cri_shim.model.ids import ContainerId
 from cri_shim.model.layout import Layout
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
 
 PROGRAM = "/catatonit"
 """Where the program is inside."""
 
-_USER = User(65535, 65535, (65535,))
+_USER = 65535
 
 # What procfs shows of the host to whoever has root in the pod.
 _MASKED = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/scsi", "/proc/timer_list")
@@ -46,7 +47,7 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         id=ContainerId(pod.id),
         pod=pod,
         config=pb.ContainerConfig(linux=pb.LinuxContainerConfig(security_context=security), mounts=[mount]),
-        process=ProcessPlan(args=(PROGRAM, "-P"), env=(), cwd="/", user=_USER),
+        process=ProcessPlan(args=(PROGRAM, "-P"), env=(), cwd="/", user=_user(pod.ids)),
         image=None,
         rootfs=layout.rootfs(pod.id),
         bundle=layout.bundle(pod.id),
@@ -54,6 +55,12 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         stop_signal=15,
         infra=True,
     )
+
+
+def _user(ids: UserNamespace | None) -> User:
+    """Nobody, as far as the pod has ids."""
+    uid, gid = (_USER, _USER) if ids is None else (min(_USER, known.length - 1) for known in (ids.uids, ids.gids))
+    return User(uid, gid, (gid,))
 
 
 def _never_unconfined(asked: pb.SecurityProfile) -> pb.SecurityProfile:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
-from cri_shim.model.handler import ContainerPlan
+from cri_shim.model.handler import ContainerPlan, PodContext
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.facts import ContainerFacts, Json, MountSource, Propagation
+from cri_shim.spec.namespaces import id_mappings
 from cri_shim.spec.paths import rooted
 
 _SHOWN = 100
+_TTY = 5
+"""The group of terminals, by convention."""
 _OF_KERNEL = ("nosuid", "noexec", "nodev")
 _ACCESS_TIMES = ("noatime", "relatime", "strictatime")
 """Of these a mount has one."""
@@ -29,7 +32,7 @@ _PROPAGATION_OPTION = {
 
 def mounts(plan: ContainerPlan, found: ContainerFacts) -> list[Json]:
     """`mounts` (OCI runtime-spec, config) in the order in which they are made."""
-    asked = [_asked(mount, found) for mount in plan.config.mounts]
+    asked = [_asked(mount, found, plan.pod) for mount in plan.config.mounts]
     own = {mount["destination"] for mount in asked}
     placed = [mount for mount in _of_pod(plan) if mount["destination"] not in own] + asked
     hidden = {mount["destination"] for mount in placed}
@@ -53,9 +56,10 @@ def _defaults(plan: ContainerPlan) -> list[Json]:
     if plan.infra:
         return minimal
     access = "rw" if plan.config.linux.security_context.privileged else "ro"
+    terminals = (f"gid={_TTY}",) if plan.pod.ids is None or plan.pod.ids.gids.holds(_TTY) else ()
     return [
         *minimal,
-        _kernel_fs("/dev/pts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
+        _kernel_fs("/dev/pts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *terminals)),
         _kernel_fs("/dev/mqueue", "mqueue", _OF_KERNEL),
         _kernel_fs("/sys", "sysfs", (*_OF_KERNEL, access)),
         _kernel_fs("/sys/fs/cgroup", "cgroup", (*_OF_KERNEL, "relatime", access)),
@@ -77,7 +81,7 @@ def _of_pod(plan: ContainerPlan) -> list[Json]:
     ]
 
 
-def _asked(mount: pb.Mount, found: ContainerFacts) -> Json:
+def _asked(mount: pb.Mount, found: ContainerFacts, pod: PodContext) -> Json:
     target = _target(mount)
     source = found.sources.get(mount.host_path)
     if source is None:
@@ -86,12 +90,29 @@ def _asked(mount: pb.Mount, found: ContainerFacts) -> Json:
     if mount.propagation not in _PROPAGATION_OPTION:
         msg = f"mounts: propagation {mount.propagation} of {target} is not a value of the CRI's enum"
         raise InvalidArgument(msg)
-    _check_propagation(mount, source)
+    _check_propagation(mount, source, pod)
     access = "rw"
     if mount.readonly:
         access = "rro" if mount.recursive_read_only else "ro"
     options = dict.fromkeys((*source.restrictions, *_mount_options(mount)))
-    return bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], *options, access))
+    made = bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], *options, access))
+    return {**made, **_id_mappings(mount, pod)}
+
+
+def _id_mappings(mount: pb.Mount, pod: PodContext) -> Json:
+    """Whose the files of an idmapped mount are (OCI runtime-spec, config, `mounts`); nothing for any other mount."""
+    if not mount.uidMappings:
+        return {}
+    mapped = {
+        field: [{"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings]
+        for field, mappings in (("uidMappings", mount.uidMappings), ("gidMappings", mount.gidMappings))
+    }
+    if not mount.HasField("image"):
+        return mapped
+    if mapped != id_mappings(pod.ids):
+        msg = f"mounts: uidMappings and gidMappings of {mount.container_path}: the files of an image have the pod's ids"
+        raise InvalidArgument(msg, hint="give those of the pod's userns_options, or none")
+    return {}
 
 
 def _mount_options(mount: pb.Mount) -> Sequence[str]:
@@ -117,8 +138,11 @@ def _target(mount: pb.Mount) -> str:
     return target
 
 
-def _check_propagation(mount: pb.Mount, source: MountSource) -> None:
-    """A private mount passes nothing on, so that the request could not be kept (contract: default mounts)."""
+def _check_propagation(mount: pb.Mount, source: MountSource, pod: PodContext) -> None:
+    """Where nothing would be passed on, the request could not be kept (contract: default mounts)."""
+    if pod.ids is not None and mount.propagation == pb.MountPropagation.PROPAGATION_BIDIRECTIONAL:
+        msg = f"mounts: PROPAGATION_BIDIRECTIONAL of {mount.container_path}: no mount leaves a user namespace"
+        raise InvalidArgument(msg, hint="the pod has a user namespace of its own")
     enough = {
         pb.MountPropagation.PROPAGATION_PRIVATE: set(Propagation),
         pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: {Propagation.SHARED, Propagation.SLAVE},

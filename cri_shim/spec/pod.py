@@ -17,8 +17,10 @@ from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodName, PodRecord
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.dispatch import ANNOTATION_PREFIX, HandlerRules
+from cri_shim.spec.namespaces import user_namespace
 from cri_shim.spec.paths import check_path
 from cri_shim.spec.quantity import parse_quantity
 from cri_shim.spec.sysctls import sysctls
@@ -36,6 +38,7 @@ _SHM_SIZES = (SHM_SIZE, "shm-size.crio.io", "io.kubernetes.cri-o.ShmSize")
 class SandboxPlan:
     """What has to be made for a pod. Absent namespaces are the host's."""
 
+    user: UserNamespace | None
     net: bool
     ipc: bool
     uts: bool
@@ -95,12 +98,14 @@ def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts, rules: HandlerRul
     options = namespaces(config)
     own_net = not host_network(config)
     own_ipc = options.ipc != pb.NODE
+    user = user_namespace(options)
     return SandboxPlan(
+        user=user,
         net=own_net,
         ipc=own_ipc,
         uts=own_net,
         hostname=config.hostname if own_net and config.hostname else node.hostname,
-        sysctls=sysctls(config.linux.sysctls, rules.default_sysctls, net=own_net, ipc=own_ipc),
+        sysctls=sysctls(config.linux.sysctls, rules.default_sysctls, user, net=own_net, ipc=own_ipc),
         shm_bytes=_shm_bytes(config.annotations, rules, own_ipc=own_ipc),
         resolv_conf=resolv_conf(config.dns_config) if config.HasField("dns_config") else None,
         log_directory=config.log_directory,
@@ -121,6 +126,7 @@ def context(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: No
     """What the containers of the pod share: every path follows from the id."""
     own_net = not host_network(config)
     own_ipc = namespaces(config).ipc != pb.NODE
+    ids = user_namespace(namespaces(config))
     directory = layout.pod(pod_id)
     return PodContext(
         id=pod_id,
@@ -135,6 +141,8 @@ def context(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: No
         resolv_conf=directory / "resolv.conf",
         hosts=directory / "hosts",
         hostname_file=directory / "hostname",
+        user=layout.namespace(pod_id, "user") if ids else None,
+        ids=ids,
     )
 
 
@@ -168,15 +176,16 @@ def _check_fields(config: pb.PodSandboxConfig) -> None:
     if pb.CONTAINER in {options.network, options.ipc}:
         msg = "linux.security_context.namespace_options: CONTAINER is for pid, a pod's containers share network and ipc"
         raise InvalidArgument(msg)
-    if options.HasField("userns_options") and options.userns_options.mode != pb.NODE:
-        mode = options.userns_options.mode
-        if mode != pb.POD:
-            msg = (
-                f"namespace_options.userns_options.mode: {pb.NamespaceMode.Name(mode)} is not a mode of user namespaces"
-            )
-            raise InvalidArgument(msg)
-        msg = "namespace_options.userns_options: user namespaces are not supported by this version"
-        raise Unimplemented(msg)
+    if user_namespace(options) is not None:
+        _check_beside_user_namespace(options)
+
+
+def _check_beside_user_namespace(options: pb.NamespaceOption) -> None:
+    """What belongs to the node's user namespace is out of reach for a root of another one: /proc, /sys, /dev/mqueue."""
+    for field, mode in (("network", options.network), ("pid", options.pid), ("ipc", options.ipc)):
+        if mode == pb.NODE:
+            msg = f"linux.security_context.namespace_options.{field}: NODE goes with userns_options.mode NODE only"
+            raise InvalidArgument(msg, hint="the pod has a user namespace of its own")
 
 
 def _shm_bytes(annotations: Mapping[str, str], rules: HandlerRules, *, own_ipc: bool) -> int:

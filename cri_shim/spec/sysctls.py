@@ -9,24 +9,23 @@ import re
 from collections.abc import Mapping
 
 from cri_shim.model.errors import InvalidArgument
+from cri_shim.model.user_namespace import UserNamespace
 
 _NAME = re.compile(r"[a-z0-9_-]+(?:[./][A-Za-z0-9_*-]+)+")
 _IPC = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
-_UNPRIVILEGED_DEFAULTS = {
-    # containerd's defaults: a pod's own network has no ports worth protecting from the pod itself.
-    "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
-}
+_MAX_PING_GROUP = 2**31 - 1
 
 
-def sysctls(asked: Mapping[str, str], defaults: Mapping[str, str], *, net: bool, ipc: bool) -> dict[str, str]:
-    """What to set, by name; `net` and `ipc` say which namespaces are the pod's own.
+def sysctls(
+    asked: Mapping[str, str], defaults: Mapping[str, str], user: UserNamespace | None, *, net: bool, ipc: bool
+) -> dict[str, str]:
+    """What to set, by name; `user`, `net` and `ipc` say which namespaces are the pod's own.
 
     Of the handler's `defaults` those for a namespace of the node are left out. InvalidArgument for what is asked and
     cannot be set.
     """
     own = {"network": net, "IPC": ipc}
-    result = dict(_UNPRIVILEGED_DEFAULTS) if net else {}
+    result = _unprivileged_defaults(user) if net else {}
     result |= {name: value for name, value in defaults.items() if own[namespace_of(name, "default_sysctls")]}
     for name, value in asked.items():
         namespace = namespace_of(name, "linux.sysctls")
@@ -35,6 +34,12 @@ def sysctls(asked: Mapping[str, str], defaults: Mapping[str, str], *, net: bool,
             raise InvalidArgument(msg)
         result[name] = value
     return result
+
+
+def _unprivileged_defaults(user: UserNamespace | None) -> dict[str, str]:
+    """As containerd sets them: a pod's own network has no ports worth protecting from the pod itself."""
+    highest = min(user.gids.length - 1, _MAX_PING_GROUP) if user is not None else _MAX_PING_GROUP
+    return {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": f"0 {highest}"}
 
 
 def namespace_of(name: str, field: str) -> str:

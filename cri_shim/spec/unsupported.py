@@ -32,11 +32,6 @@ def _security(config: pb.ContainerConfig) -> pb.LinuxContainerSecurityContext:
     return config.linux.security_context
 
 
-def _userns(config: pb.ContainerConfig) -> pb.NamespaceMode.ValueType:
-    options = _security(config).namespace_options
-    return options.userns_options.mode if options.HasField("userns_options") else pb.NamespaceMode.NODE
-
-
 def _profile_asked(profile: pb.SecurityProfile) -> bool:
     return profile.profile_type != pb.SecurityProfile.Unconfined
 
@@ -45,17 +40,6 @@ _NOT_YET = "is not supported by this version"
 _LISTED = "linux.security_context"
 
 _CONTAINER_RULES = (
-    _Rule(
-        f"{_LISTED}.namespace_options.userns_options.mode",
-        lambda c, _: _userns(c) not in {pb.NamespaceMode.POD, pb.NamespaceMode.NODE},
-        "must be POD or NODE",
-        InvalidArgument,
-    ),
-    _Rule(
-        f"{_LISTED}.namespace_options.userns_options",
-        lambda c, _: _userns(c) == pb.NamespaceMode.POD,
-        f"a user namespace {_NOT_YET}",
-    ),
     _Rule(
         f"{_LISTED}.selinux_options",
         lambda c, _: _security(c).selinux_options != pb.SELinuxOption(),
@@ -81,8 +65,24 @@ class _MountRule:
 
 _MOUNT_RULES = (
     _MountRule("selinux_relabel", lambda m, h: m.selinux_relabel and h.selinux, f"SELinux labels: {_NOT_YET}"),
-    _MountRule("uidMappings", lambda m, _: bool(m.uidMappings), f"an idmapped mount {_NOT_YET}"),
-    _MountRule("gidMappings", lambda m, _: bool(m.gidMappings), f"an idmapped mount {_NOT_YET}"),
+    _MountRule(
+        "uidMappings and gidMappings",
+        lambda m, _: bool(m.uidMappings) != bool(m.gidMappings),
+        "one needs the other",
+        InvalidArgument,
+    ),
+    _MountRule(
+        "uidMappings and gidMappings",
+        lambda m, _: any(mapping.length == 0 for mapping in (*m.uidMappings, *m.gidMappings)),
+        "a mapping has at least one id",
+        InvalidArgument,
+    ),
+    _MountRule(
+        "uidMappings and gidMappings",
+        lambda m, h: bool(m.uidMappings) and not h.idmapped_mounts,
+        "this runtime or kernel has no idmapped mounts",
+        FailedPrecondition,
+    ),
     _MountRule(
         "recursive_read_only", lambda m, _: m.recursive_read_only and not m.readonly, "needs readonly", InvalidArgument
     ),

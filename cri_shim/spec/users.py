@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cri_shim.model.container import User
 from cri_shim.model.errors import InvalidArgument
+from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
 
 MAX_ID = 2**32 - 2
@@ -82,6 +83,21 @@ def resolve(
         account = Account(account.name, account.uid, _group_id(database, wanted.group, image_name), account.home)
     groups = _supplemental(security, database, account)
     return Identity(User(account.uid, account.gid, groups), account.home)
+
+
+def check_mapped(user: User, ids: UserNamespace | None) -> None:
+    """InvalidArgument for an id that the pod's user namespace does not have; without one there is every id."""
+    if ids is None:
+        return
+    for what, number, known in (
+        ("user", user.uid, ids.uids),
+        *(("group", gid, ids.gids) for gid in (user.gid, *user.groups)),
+    ):
+        if not known.holds(number):
+            msg = f"{what} {number} is not in the pod's user namespace, which has the ids 0 to {known.length - 1}"
+            raise InvalidArgument(
+                msg, hint="look at run_as_user, run_as_group, supplemental_groups and the image's USER"
+            )
 
 
 def _wanted(security: pb.LinuxContainerSecurityContext, image_user: str) -> _Wanted:

@@ -41,6 +41,10 @@ _HINTS = (
         "command, args and envs are more than the kernel hands to a program",
     ),
     (
+        re.compile(r"(mount_setattr|MOUNT_ATTR_IDMAP).*support idmap mounts", re.IGNORECASE),
+        "the file system of the volume has no idmapped mounts, which a pod with a user namespace needs",
+    ),
+    (
         re.compile(r"mount.*: not a directory", re.IGNORECASE),
         "container_path must lead through directories, to a directory for a directory and to a file for a file",
     ),

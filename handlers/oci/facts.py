@@ -20,6 +20,7 @@ from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.hooks import hook_files
 from cri_shim.adapters.oci_runtime import Identity
 from cri_shim.kernel import mounts
+from cri_shim.kernel.release import kernel_release
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
@@ -54,7 +55,8 @@ def host_facts(identity: Identity, context: HandlerContext, options: OciOptions,
         apparmor=context.apparmor.enabled,
         apparmor_parser=bool(context.apparmor.parser),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
-        recursive_read_only=identity.features.recursive_read_only and _kernel() >= _MOUNT_SETATTR_KERNEL,
+        recursive_read_only=identity.features.recursive_read_only and kernel_release() >= _MOUNT_SETATTR_KERNEL,
+        idmapped_mounts=identity.features.user_namespaces and kernel_release() >= _MOUNT_SETATTR_KERNEL,
         min_memory=options.min_memory,
         base_spec=base_spec,
         default_capabilities=frozenset(options.default_capabilities),
@@ -83,11 +85,6 @@ def container_facts(
         hooks=tuple(hook_files(options.hooks_paths)),
         cdi=cdi.edits(names, options.cdi_paths) if (names := device_names(config)) else Edits(),
     )
-
-
-def _kernel() -> tuple[int, ...]:
-    major, minor = platform.release().split(".")[:2]
-    return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
 
 
 def _sources(asked: Sequence[pb.Mount]) -> dict[str, MountSource]:

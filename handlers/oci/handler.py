@@ -22,7 +22,7 @@ import msgspec
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.exec_session import OciExecSession, abandon, abandon_all, remember
 from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervised
-from cri_shim.adapters.oci_runtime import Enter, ExecCall, OciRuntime, Streams
+from cri_shim.adapters.oci_runtime import Enter, ExecCall, Identity, OciRuntime, Streams
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import fs, pidfd, process
 from cri_shim.log import get_logger
@@ -95,8 +95,17 @@ class OciHandler:
             identity, _ = await asyncio.gather(self._runtime.identity(), self._context.apparmor.load())
             read = facts.host_facts
             host = await asyncio.to_thread(read, identity, self._context, self._options, self._base_spec)
-            self.features = Features(recursive_read_only_mounts=host.recursive_read_only)
+            self.features = Features(
+                recursive_read_only_mounts=host.recursive_read_only,
+                no_user_namespaces=await self._no_user_namespaces(identity),
+            )
             self._host = host
+
+    async def _no_user_namespaces(self, identity: Identity) -> str:
+        if not identity.features.user_namespaces:
+            version = identity.version
+            return f"{version.name} {version.version} has no idmapped mounts, which came with crun 1.9 and runc 1.2"
+        return await self._context.user_namespaces.missing()
 
     async def create(self, plan: ContainerPlan) -> None:
         """Make the container; see `Handler`."""
@@ -289,7 +298,7 @@ class OciHandler:
         note = launch.files.bundle / "exec" / f"{next(container.execs)}.pid"
         streams = Streams(request.stdin, request.stdout, request.stderr)
         try:
-            call = await asyncio.to_thread(_write_exec, launch.files, note, request.args)
+            call = await asyncio.to_thread(_write_exec, launch, note, request.args)
             child = await self._runtime.exec(launch.container_id, call, streams)
         except BaseException:
             # A runtime that failed or was killed may have started the process before.
@@ -370,16 +379,22 @@ def _launch_of(plan: ContainerPlan) -> Launch:
         tty=plan.config.tty,
         stdin=plan.config.stdin,
         stdin_once=plan.config.stdin_once,
+        owner=_owner(plan),
     )
 
 
-def _write_exec(files: Files, note: Path, args: tuple[str, ...]) -> ExecCall:
+def _owner(plan: ContainerPlan) -> tuple[int, int] | None:
+    ids, user = plan.pod.ids, plan.process.user
+    return (ids.uids.on_host(user.uid), ids.gids.on_host(user.gid)) if ids is not None else None
+
+
+def _write_exec(launch: Launch, note: Path, args: tuple[str, ...]) -> ExecCall:
     """The document of a further process, from that of the first one."""
     note.parent.mkdir(mode=0o700, exist_ok=True)
     process_file = note.with_suffix(".json")
-    document = spec.exec_process(msgspec.json.decode(files.config.read_bytes())["process"], args)
+    document = spec.exec_process(msgspec.json.decode(launch.files.config.read_bytes())["process"], args)
     process_file.write_bytes(msgspec.json.encode(document))
-    return ExecCall(process_file, note, args, document["oomScoreAdj"])
+    return ExecCall(process_file, note, args, document["oomScoreAdj"], launch.owner)
 
 
 def _signal_first(supervised: Supervised, signal: int) -> None:

@@ -69,7 +69,10 @@ class WasmtimeHandler:
 
     kind = Kind.WASM
     # A read-only preopen is so at every depth, whatever is mounted below it.
-    features = Features(recursive_read_only_mounts=True)
+    features = Features(
+        recursive_read_only_mounts=True,
+        no_user_namespaces="a Wasm module opens files with the users of the node",
+    )
 
     def __init__(self, name: str, options: WasmtimeOptions, context: HandlerContext, daemon_uid: int) -> None:
         self.name = name

@@ -20,6 +20,7 @@ import pytest
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.kernel import caps
 from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState, Exit, Reason, User
@@ -96,6 +97,7 @@ class Bench:
             layout=self.layout,
             cgroups=self.cgroups,
             zygote=self.zygote,
+            user_namespaces=UserNamespaces(self.layout, self.zygote),
             conmon="conmon",
             limits={"oom_score_adj": 0},
             capabilities=caps.effective(),

@@ -151,7 +151,7 @@ from handlers import wasmtime as kind
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.model.layout import Layout
 from pathlib import Path
-context = HandlerContext(Layout(Path("/r"), Path("/s")), None, None, "", {}, frozenset(), None, print)
+context = HandlerContext(Layout(Path("/r"), Path("/s")), None, None, None, "", {}, frozenset(), None, print)
 handler = kind.make("wasm", kind.OPTIONS(), context)
 assert "wasmtime" not in sys.modules, "loaded"
 assert threading.active_count() == 1
@@ -166,4 +166,4 @@ async def test_an_unused_handler_loads_no_engine_and_has_no_thread() -> None:
 def test_kind_and_features(bench: WasmBench) -> None:
     assert bench.handler.kind is Kind.WASM
     assert bench.handler.features.recursive_read_only_mounts
-    assert not bench.handler.features.user_namespaces
+    assert "node" in bench.handler.features.no_user_namespaces

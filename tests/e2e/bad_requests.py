@@ -53,8 +53,8 @@ POD_REQUESTS = [
     (
         "user namespace",
         "linux { security_context { namespace_options { userns_options { mode: POD } } } }",
-        LATER,
-        "user namespaces",
+        INVALID,
+        "userns_options.uids",
     ),
     ("selinux", "linux { security_context { selinux_options { type: 't' } } }", UNMET, "selinux_options"),
     (
@@ -107,8 +107,8 @@ CONTAINER_REQUESTS = [
     (
         "idmapped mount",
         "mounts { container_path: '/m' host_path: '/tmp' uidMappings { length: 1 } }",
-        LATER,
-        "uidMappings",
+        INVALID,
+        "uidMappings and gidMappings of /m",
     ),
     ("missing device", "devices { host_path: '/dev/no-such' }", UNMET, "devices: /dev/no-such"),
     ("device that is none", "devices { host_path: '/etc/passwd' }", INVALID, "devices: /etc/passwd"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.store import Store
+from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
@@ -39,6 +40,7 @@ async def wired(directory: Path, config: Config = CONFIG, driver: Driver = Drive
         layout=layout,
         store=store,
         zygote=zygote,
+        user_namespaces=UserNamespaces(layout, zygote),
         network=Network([directory / "no-cni"], [directory / "no-cni"]),
         node=NodeFacts(hostname="node", boot_id="boot", root=False),
         driver=driver,

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
+from cri_shim.model.user_namespace import IdRange, UserNamespace
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container_request, pod
 from cri_shim.spec.dispatch import HandlerRules
@@ -31,6 +32,21 @@ def _linux(**security: object) -> pb.LinuxPodSandboxConfig:
 
 def _namespaces(**options: object) -> pb.LinuxPodSandboxConfig:
     return _linux(namespace_options=pb.NamespaceOption(**options))  # type: ignore[arg-type]
+
+
+def _ids(**fields: int) -> pb.IDMapping:
+    return pb.IDMapping(**{"host_id": 1000, "length": 10, **fields})
+
+
+TEN = _ids()
+
+
+def _userns(**fields: object) -> pb.LinuxPodSandboxConfig:
+    return _namespaces(userns_options=pb.UserNamespace(**fields))  # type: ignore[arg-type]
+
+
+def _mapped(**options: object) -> pb.LinuxPodSandboxConfig:
+    return _namespaces(userns_options=pb.UserNamespace(uids=[TEN], gids=[TEN]), **options)
 
 
 def test_a_bare_pod_gets_everything_of_its_own() -> None:
@@ -106,8 +122,18 @@ def test_resolv_conf_is_in_the_order_that_resolvers_read() -> None:
         (_config(linux=_namespaces(pid=pb.TARGET)), InvalidArgument, "TARGET"),
         (_config(linux=_namespaces(network=pb.CONTAINER)), InvalidArgument, "share network and ipc"),
         (_config(linux=_namespaces(ipc=pb.CONTAINER)), InvalidArgument, "share network and ipc"),
-        (_config(linux=_namespaces(userns_options=pb.UserNamespace(mode=pb.POD))), Unimplemented, "userns_options"),
-        (_config(linux=_namespaces(userns_options=pb.UserNamespace(mode=pb.CONTAINER))), InvalidArgument, "mode"),
+        (_config(linux=_userns(mode=pb.CONTAINER)), InvalidArgument, r"userns_options\.mode: CONTAINER"),
+        (_config(linux=_userns(mode=pb.TARGET)), InvalidArgument, r"userns_options\.mode: TARGET"),
+        (_config(linux=_userns(mode=pb.NODE, uids=[TEN])), InvalidArgument, "NODE has no mappings"),
+        (_config(linux=_userns()), InvalidArgument, r"userns_options\.uids: exactly one"),
+        (_config(linux=_userns(uids=[TEN])), InvalidArgument, r"userns_options\.gids: exactly one"),
+        (_config(linux=_userns(uids=[TEN, TEN], gids=[TEN])), InvalidArgument, r"uids: .* there are 2"),
+        (_config(linux=_userns(uids=[TEN], gids=[_ids(container_id=1)])), InvalidArgument, "gids: .* id 0"),
+        (_config(linux=_userns(uids=[_ids(length=0)], gids=[TEN])), InvalidArgument, "uids: .* id 0"),
+        (_config(linux=_userns(uids=[_ids(host_id=2**32 - 10)], gids=[TEN])), InvalidArgument, "more than the host"),
+        (_config(linux=_mapped(network=pb.NODE)), InvalidArgument, "namespace_options.network: NODE"),
+        (_config(linux=_mapped(pid=pb.NODE)), InvalidArgument, "namespace_options.pid: NODE"),
+        (_config(linux=_mapped(ipc=pb.NODE)), InvalidArgument, "namespace_options.ipc: NODE"),
         (_config(linux=_linux(selinux_options=pb.SELinuxOption(level="s0"))), FailedPrecondition, "selinux_options"),
         (_config(linux=pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})), InvalidArgument, "not namespaced"),
         (_config(linux=pb.LinuxPodSandboxConfig(sysctls={"net/../kernel/x": "1"})), InvalidArgument, "sysctl"),
@@ -117,6 +143,19 @@ def test_resolv_conf_is_in_the_order_that_resolvers_read() -> None:
 def test_refusals_name_the_field(config: pb.PodSandboxConfig, error: type[CriShimError], field: str) -> None:
     with pytest.raises(error, match=field):
         pod.plan_sandbox(config, NODE, RULES)
+
+
+def test_a_user_namespace() -> None:
+    highest = _ids(host_id=2**32 - 11)
+    linux = _userns(uids=[highest], gids=[_ids(length=3)])
+    plan = pod.plan_sandbox(_config(linux=linux), NODE, RULES)
+    assert plan.user == UserNamespace(IdRange(2**32 - 11, 10), IdRange(1000, 3))
+    assert plan.sysctls["net.ipv4.ping_group_range"] == "0 2"
+    assert (plan.user.uids.on_host(9), plan.user.uids.on_host(10)) == (2**32 - 2, 65534)
+    context = pod.context(PodId("p"), _config(linux=linux), Layout(Path("/r"), Path("/s")), NODE)
+    assert (context.user, context.ids) == (Path("/s/pods/p/ns/user"), plan.user)
+    none = pod.plan_sandbox(_config(linux=_userns(mode=pb.NODE)), NODE, RULES)
+    assert (none.user, none.sysctls["net.ipv4.ping_group_range"]) == (None, "0 2147483647")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 254, "a\nb"])

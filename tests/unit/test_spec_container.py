@@ -12,10 +12,11 @@ from google.protobuf.message import Message
 
 from cri_shim.model.capabilities import DEFAULT_CAPABILITIES, NAMES
 from cri_shim.model.container import User
-from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.layout import Layout
+from cri_shim.model.user_namespace import IdRange, UserNamespace
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container, infra
 from cri_shim.spec.apparmor import DEFAULT_PROFILE
@@ -53,6 +54,10 @@ POD = PodContext(
     resolv_conf=Path("/pod/resolv.conf"),
     hosts=Path("/pod/hosts"),
     hostname_file=Path("/pod/hostname"),
+)
+
+MAPPED = dataclasses.replace(
+    POD, user=Path("/ns/user"), ids=UserNamespace(uids=IdRange(1000, 10), gids=IdRange(2000, 20))
 )
 
 
@@ -291,12 +296,35 @@ class TestNamespaces:
         with pytest.raises(InvalidArgument, match="without a shared PID namespace"):
             self.of(self.pid(pb.POD), dataclasses.replace(POD, pid=None))
 
-    def test_user_namespaces_are_refused(self) -> None:
-        for mode, error in ((pb.POD, Unimplemented), (pb.CONTAINER, InvalidArgument), (pb.TARGET, InvalidArgument)):
-            options = pb.NamespaceOption(userns_options=pb.UserNamespace(mode=mode))
-            with pytest.raises(error, match="userns_options"):
-                build(with_security(namespace_options=options))
+    def test_the_user_namespace_is_the_pods(self) -> None:
+        same = pb.UserNamespace(
+            mode=pb.POD, uids=[pb.IDMapping(host_id=1000, length=10)], gids=[pb.IDMapping(host_id=2000, length=20)]
+        )
+        for options in (pb.NamespaceOption(pid=pb.POD, userns_options=same), pb.NamespaceOption(pid=pb.POD)):
+            config = with_security(namespace_options=options)
+            spec = container.build(plan(config, MAPPED), HOST, FOUND)["linux"]
+            assert {"type": "user", "path": "/ns/user"} in spec["namespaces"]
+            assert spec["uidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 10}]
+            assert spec["gidMappings"] == [{"containerID": 0, "hostID": 2000, "size": 20}]
+        assert "uidMappings" not in build()["linux"]
+
+    def test_a_user_namespace_unlike_the_pods_is_refused(self) -> None:
+        ten = [pb.IDMapping(host_id=1000, length=10)]
+        for pod, mode in ((MAPPED, pb.NODE), (MAPPED, pb.POD), (POD, pb.POD), (POD, pb.CONTAINER), (POD, pb.TARGET)):
+            ids = [] if mode == pb.NODE else ten
+            options = pb.NamespaceOption(userns_options=pb.UserNamespace(mode=mode, uids=ids, gids=ids))
+            with pytest.raises(InvalidArgument, match="userns_options"):
+                container.build(plan(with_security(namespace_options=options), pod), HOST, FOUND)
         build(with_security(namespace_options=pb.NamespaceOption(userns_options=pb.UserNamespace(mode=pb.NODE))))
+        with pytest.raises(InvalidArgument, match="pid: NODE"):
+            container.build(plan(self.pid(pb.NODE), MAPPED), HOST, FOUND)
+
+    @pytest.mark.parametrize("user", [User(10, 0), User(0, 20), User(0, 0, (0, 20))])
+    def test_users_that_are_not_mapped_are_refused(self, user: User) -> None:
+        made = plan(pod=MAPPED)
+        outside = dataclasses.replace(made, process=dataclasses.replace(made.process, user=user))
+        with pytest.raises(InvalidArgument, match=r"(user 10|group 20) is not in the pod's user namespace"):
+            container.build(outside, HOST, FOUND)
 
 
 class TestMounts:
@@ -324,6 +352,43 @@ class TestMounts:
     def test_a_mount_of_the_request_replaces_the_default(self, target: str) -> None:
         normal = "/" + "/".join(part for part in target.split("/") if part)
         assert mounted(build(self.asked(target)), normal)["source"] == "/real/src"
+
+    def test_idmapped_mounts(self) -> None:
+        ids = {"uidMappings": [pb.IDMapping(host_id=7, length=8)], "gidMappings": [pb.IDMapping(host_id=9, length=1)]}
+        able = dataclasses.replace(HOST, idmapped_mounts=True)
+        mount = mounted(build(self.asked("/m", **ids), able), "/m")
+        assert mount["uidMappings"] == [{"containerID": 0, "hostID": 7, "size": 8}]
+        assert mount["gidMappings"] == [{"containerID": 0, "hostID": 9, "size": 1}]
+        with pytest.raises(FailedPrecondition, match="uidMappings and gidMappings of /m"):
+            build(self.asked("/m", **ids))
+        for wrong in ({"uidMappings": ids["uidMappings"]}, {**ids, "gidMappings": [pb.IDMapping(host_id=1)]}):
+            with pytest.raises(InvalidArgument, match="uidMappings and gidMappings of /m"):
+                build(self.asked("/m", **wrong), able)
+
+    def test_image_volumes_have_the_ids_of_the_pod_already(self) -> None:
+        able = dataclasses.replace(HOST, idmapped_mounts=True)
+        ids = {"uidMappings": [pb.IDMapping(host_id=1000, length=10)]}
+        ids["gidMappings"] = [pb.IDMapping(host_id=2000, length=20)]
+        config = self.asked("/m", image=pb.ImageSpec(image="i"), readonly=True, **ids)
+        assert "uidMappings" not in mounted(container.build(plan(config, MAPPED), able, FOUND), "/m")
+        with pytest.raises(InvalidArgument, match="uidMappings and gidMappings of /m"):
+            build(config, able)
+
+    def test_nothing_is_mounted_for_the_node_out_of_a_user_namespace(self) -> None:
+        config = self.asked("/m", propagation=pb.MountPropagation.PROPAGATION_BIDIRECTIONAL)
+        with pytest.raises(InvalidArgument, match="PROPAGATION_BIDIRECTIONAL of /m"):
+            container.build(plan(config, MAPPED), HOST, FOUND)
+
+    def test_the_group_of_terminals_needs_to_be_mapped(self) -> None:
+        def options(gids: int) -> list[str]:
+            pod = dataclasses.replace(MAPPED, ids=UserNamespace(IdRange(1000, 10), IdRange(1000, gids)))
+            made = plan(pod=pod)
+            root = dataclasses.replace(made, process=dataclasses.replace(made.process, user=User()))
+            found: list[str] = mounted(container.build(root, HOST, FOUND), "/dev/pts")["options"]
+            return found
+
+        assert "gid=5" in options(6)
+        assert "gid=5" not in options(5)
 
     def test_a_mount_at_dev_takes_all_below_away(self) -> None:
         targets = [mount["destination"] for mount in build(self.asked("/dev"))["mounts"]]
