@@ -1,6 +1,6 @@
 """Wasm modules by wasmtime, in threads of the daemon or in processes of their own.
 
-A folder per runtime kind: `OPTIONS` and `make` are its face. Not for components yet.
+A folder per runtime kind: `OPTIONS` and `make` are its face.
 """
 
 from __future__ import annotations

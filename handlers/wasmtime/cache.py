@@ -64,7 +64,13 @@ class ModuleCache:
     async def _compile(self, entry: Entry, target: Path) -> None:
         async with self._slots:
             fd = await asyncio.to_thread(_open, entry, target)
-            arguments = {"digest": entry.digest, "target": str(target), "memory": _MEMORY, "seconds": _CPU_SECONDS}
+            arguments = {
+                "digest": entry.digest,
+                "component": entry.component,
+                "target": str(target),
+                "memory": _MEMORY,
+                "seconds": _CPU_SECONDS,
+            }
             try:
                 await self._zygote.run(_TASK, arguments, (fd,), timeout=_TIMEOUT)
             except TaskError as error:

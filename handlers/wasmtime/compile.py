@@ -18,7 +18,7 @@ _NICE = 10
 
 
 def compile_module(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, int]:
-    """Compile the module in `fds[0]`. Arguments: `digest`, `target`, `memory` (bytes), `seconds` (of CPU).
+    """Compile the module in `fds[0]`. Arguments: `digest`, `component`, `target`, `memory` (bytes), `seconds` (of CPU).
 
     Returns the size of the file at `target`. ValueError: other bytes than the digest's; wasmtime.WasmtimeError: no
     valid module, or one that needs what the engine does not offer.
@@ -32,16 +32,18 @@ def compile_module(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str
     if f"sha256:{hashlib.sha256(code).hexdigest()}" != arguments["digest"]:
         msg = f"the module has changed since it was looked at: it is not {arguments['digest']}"
         raise ValueError(msg)
-    return {"size": write_compiled(code, Path(arguments["target"]))}
+    return {"size": write_compiled(code, Path(arguments["target"]), component=arguments["component"])}
 
 
-def write_compiled(code: bytes, target: Path) -> int:
+def write_compiled(code: bytes, target: Path, *, component: bool = False) -> int:
     """Compile `code` to a file that only the daemon's user can read or change; its size in bytes."""
     import wasmtime  # noqa: PLC0415  after the limits are set
+    from wasmtime.component import Component  # noqa: PLC0415  likewise
 
     from handlers.wasmtime.engine import new_engine  # noqa: PLC0415  likewise
 
-    compiled = bytes(wasmtime.Module(new_engine(), code).serialize())
+    kind = Component if component else wasmtime.Module
+    compiled = bytes(kind(new_engine(), code).serialize())
     # Native code that was cut short by a power cut would be run: it has to be on disk before its name is.
     atomic_write(target, compiled, 0o600, sync=True)
     return len(compiled)

@@ -27,8 +27,7 @@ from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, Re
 from cri_shim.model.ids import ContainerId
 from handlers.wasmtime.ending import Ending, exit_from
 from handlers.wasmtime.engine import new_engine
-from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
-from handlers.wasmtime.hooks import hooked
+from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
 from handlers.wasmtime.output import Output
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
@@ -36,17 +35,10 @@ from handlers.wasmtime.wasi import wasi_config
 
 _STACK: Final = 2 << 20
 """Bytes: the engine's limit for Wasm frames, and as much again for the calls into the host that they end in."""
-_INITIALIZE: Final = "_initialize"
-_PAGE: Final = 64 * 1024
-_ABOVE_LIMIT: Final = "exceeds memory limits"
-"""The engine's words when a module asks for more memory from the start than the store's limit."""
 _NOT_OPENED: Final = "failed to open file"
 """The engine's words when it is not the content that is wrong."""
 _LONGEST_PAUSE: Final = 0.1
 """Seconds."""
-_TABLES: Final = 4
-_TABLE_ELEMENTS: Final = 10_000_000
-_FEW_ELEMENTS: Final = 10_000
 
 _stack_size_lock = threading.Lock()
 
@@ -79,33 +71,38 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
-class _Linked:
-    """A module that can run. `initialize`: it is a library, to be initialised before a function is called."""
+class Linked:
+    """A program that can run: `execute` does, to the end."""
 
     store: wasmtime.Store
-    module: wasmtime.InstancePre
     output: Output
-    initialize: bool
+    execute: Callable[[], Ending]
 
 
 class Guest:
-    """`start`, `stop` and `adjust` may be called from any thread; the rest is for the guest's own one and its hooks."""
+    """One run. `start`, `stop` and `adjust` may be called from any thread; the rest is for the guest's own one.
 
-    def __init__(self, container_id: ContainerId, spec: GuestSpec, compiled: Path, services: Services) -> None:
+    `program` links what is to run, and knows how.
+    """
+
+    def __init__(
+        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, services: Services, program: Program
+    ) -> None:
         self._id = container_id
-        self._spec = spec
-        self._compiled = compiled
+        self.spec = spec
+        self.compiled = compiled
+        self._program = program
         self._pump = services.pump
         self._throttle = services.throttle
         self._told = services.told
         self._ready = services.ready
         self._allowance: Allowance | None = None
         self._pause_until = 0
-        self._engine = new_engine()
+        self.engine = new_engine()
         self._stopping = threading.Event()
-        self._signal: int | None = None
-        self._code: int | None = None
-        self._defect = ""
+        self.signal: int | None = None
+        self.code: int | None = None
+        self.defect = ""
         self._thread = 0
         self._thread_lock = threading.Lock()
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
@@ -128,11 +125,11 @@ class Guest:
 
     def stop(self, signal: int) -> None:
         """End the guest, whatever it does. The first signal counts. Ended already is success."""
-        if self._signal is None:
-            self._signal = signal
+        if self.signal is None:
+            self.signal = signal
         self._stopping.set()
         # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other.
-        self._engine.increment_epoch()
+        self.engine.increment_epoch()
 
     def adjust(self, spec: GuestSpec) -> None:
         """Change what the thread may take to what `spec` says. OSError when the kernel refuses; ended is success."""
@@ -164,11 +161,16 @@ class Guest:
         debt = allowance.debt(now, self.meter.cpu_ns())
         if debt:
             self._pause_until = now + debt
-            self._engine.increment_epoch()
+            self.engine.increment_epoch()
+
+    @property
+    def is_stopping(self) -> bool:
+        """It has been told to stop."""
+        return self._stopping.is_set()
 
     def leave(self, code: int) -> None:
         """`HookedGuest`."""
-        self._code = code
+        self.code = code
 
     def sleep(self, seconds: float) -> bool:
         """`HookedGuest`."""
@@ -194,7 +196,7 @@ class Guest:
 
     def fail(self, error: Exception) -> None:
         """`HookedGuest`."""
-        self._defect = f"internal error in a host function: {type(error).__name__}: {error}"
+        self.defect = f"internal error in a host function: {type(error).__name__}: {error}"
 
     def _run(self) -> None:
         with ExitStack() as resources:
@@ -204,7 +206,8 @@ class Guest:
             self._name_thread(threading.get_native_id())
             resources.callback(self._name_thread, 0)
             try:
-                linked = self._link(resources)
+                _become_gentle(self.spec, self._id)
+                linked = self._program(self, resources)
                 self._ready()
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
                 failure = self._start_error(error)
@@ -212,9 +215,9 @@ class Guest:
                 self._told.failed(failure.with_traceback(None))
                 return
             self._told.started(time.time_ns())
-            if self._spec.cpu is not None:
-                self._limit_cpu(self._spec.cpu)
-            ending = self._execute(linked)
+            if self.spec.cpu is not None:
+                self._limit_cpu(self.spec.cpu)
+            ending = linked.execute()
             self._exit = exit_from(ending, time.time_ns())
             self.meter.end()
             linked.store.close()  # and with it the engine's ends of the pipes
@@ -228,92 +231,15 @@ class Guest:
     def _drained(self) -> None:
         self._told.ended(self._exit)
 
-    def _link(self, resources: ExitStack) -> _Linked:
-        """All that can fail for reasons that are not the module's own doing at run time."""
-        _become_gentle(self._spec, self._id)
-        module = self._load()
-        linker = wasmtime.Linker(self._engine)
-        linker.allow_shadowing = True
-        linker.define_wasi()
-        watch_epoch = resources.enter_context(hooked(self, linker))
-        linked = linker.instantiate_pre(module)
-        initialize = self._check_exports(module)
-        store = wasmtime.Store(self._engine)
-        self._set_limits(store)
-        watch_epoch(store)
-        output = Output(self._spec.log_path)
+    def give_files(self, store: wasmtime.Store, resources: ExitStack) -> Output:
+        """Log, streams and directories. The last thing that can fail: from here on the pump tells the end."""
+        output = Output(self.spec.log_path)
         resources.callback(output.close)
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
-        store.set_wasi(wasi_config(self._spec, output))
-        output.hand_over(self._pump, self._drained)  # last: from here on the pump tells the end
+        store.set_wasi(wasi_config(self.spec, output))
+        output.hand_over(self._pump, self._drained)
         self.output = output
-        return _Linked(store, linked, output, initialize)
-
-    def _load(self) -> wasmtime.Module:
-        try:
-            return wasmtime.Module.deserialize_file(self._engine, str(self._compiled))
-        except wasmtime.WasmtimeError as error:
-            text = _one_line(error)
-            if not text.startswith(_NOT_OPENED):
-                self._compiled.unlink(missing_ok=True)
-            msg = f"the compiled form of the module cannot be used: {text}"
-            raise FailedPrecondition(msg, hint="create the container again, and it is compiled if need be") from None
-
-    def _check_exports(self, module: wasmtime.Module) -> bool:
-        """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
-        wanted = self._spec.entry.function
-        functions = {export.name: export.type for export in module.exports}
-        signature = functions.get(wanted)
-        if not isinstance(signature, wasmtime.FuncType):
-            msg = f"the module exports no function {wanted!r}"
-            raise FailedPrecondition(msg, hint="command[0] may name another one, as in module.wasm#function")
-        if signature.params:
-            msg = f"the module's function {wanted!r} takes parameters, which a container has none of"
-            raise FailedPrecondition(msg)
-        return wanted != DEFAULT_FUNCTION and isinstance(functions.get(_INITIALIZE), wasmtime.FuncType)
-
-    def _set_limits(self, store: wasmtime.Store) -> None:
-        limit = self._spec.memory_limit
-        store.set_limits(
-            memory_size=limit or -1,
-            table_elements=max(_FEW_ELEMENTS, limit // 128) if limit else _TABLE_ELEMENTS,
-            instances=1,
-            tables=_TABLES,
-            memories=1,
-        )
-
-    def _execute(self, linked: _Linked) -> Ending:
-        """Run to the end, which is told by this object's fields; the exception has only the engine's words."""
-        store, memory, trap = linked.store, None, ""
-        if self._stopping.is_set():
-            return Ending(signal=self._signal)
-        try:
-            exports = linked.module.instantiate(store).exports(store)
-            memory = exports.get("memory")
-            self.meter.attach(store, memory)
-            if linked.initialize:
-                _call(store, exports[_INITIALIZE])
-            _call(store, exports[self._spec.entry.function])
-        except Exception as error:  # noqa: BLE001  a container ends, whatever ended it
-            trap = self._defect or str(error).strip() or type(error).__name__
-            error.with_traceback(None)  # its frames hold it, and with it the module until a collection
-        if self._code is not None:
-            return Ending(code=self._code, out_of_memory=bool(self._code) and self._is_full(store, memory))
-        if not trap:
-            return Ending()
-        return Ending(
-            signal=self._signal, trap=trap, out_of_memory=_ABOVE_LIMIT in trap or self._is_full(store, memory)
-        )
-
-    def _is_full(self, store: wasmtime.Store, memory: object) -> bool:
-        """Whether the memory is so near its limit that the guest could not grow it by much.
-
-        The engine does not say that it refused to grow; an allocator asks for some pages more at a time.
-        """
-        limit = self._spec.memory_limit
-        return (
-            bool(limit) and isinstance(memory, wasmtime.Memory) and memory.data_len(store) > limit - limit // 8 - _PAGE
-        )
+        return output
 
     def _start_error(self, error: Exception) -> CriShimError:
         if isinstance(error, CriShimError):
@@ -321,17 +247,25 @@ class Guest:
         if isinstance(error, OSError):
             return FailedPrecondition(f"cannot start the Wasm module: {error}")
         if isinstance(error, wasmtime.WasmtimeError):
-            return FailedPrecondition(f"the module cannot be linked: {_one_line(error)}")
+            return FailedPrecondition(f"the engine cannot run it: {one_line(error)}")
         return Internal(f"cannot start the Wasm module: {type(error).__name__}: {error}")
 
+    def unusable(self, error: wasmtime.WasmtimeError) -> CriShimError:
+        """What was compiled cannot be loaded: the next start compiles it again."""
+        text = one_line(error)
+        if not text.startswith(_NOT_OPENED):
+            self.compiled.unlink(missing_ok=True)
+        msg = f"the compiled form of the module cannot be used: {text}"
+        return FailedPrecondition(msg, hint="create the container again, and it is compiled if need be")
 
-def _one_line(error: Exception) -> str:
+
+Program = Callable[[Guest, ExitStack], Linked]
+"""Links what is to run, all that can fail for reasons that are not its own doing; what it enters is left at the end."""
+
+
+def one_line(error: Exception) -> str:
+    """The engine's words, which come with line breaks."""
     return " ".join(str(error).split())
-
-
-def _call(store: wasmtime.Store, function: object) -> None:
-    if isinstance(function, wasmtime.Func):  # `_check_exports` has seen it
-        function(store)
 
 
 def _become_gentle(spec: GuestSpec, container_id: ContainerId) -> None:

@@ -41,6 +41,8 @@ class Entry(msgspec.Struct, frozen=True):
     path: str
     digest: Digest
     function: str
+    component: bool = False
+    """A component (WASI 0.2), not a core module."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

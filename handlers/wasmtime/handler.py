@@ -103,7 +103,7 @@ class WasmtimeHandler:
         """The part of `create` that touches files; `_remove` undoes it."""
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
-        placement = place(plan, self._options.isolation, opened, self._daemon_uid)
+        placement = place(plan, self._options.isolation, opened, self._daemon_uid, component=entry.component)
         spec = guest_spec(plan, entry, argv0, opened)
         if placement.isolation is Isolation.PROCESS:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
@@ -115,7 +115,7 @@ class WasmtimeHandler:
     def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, bool]:
         """The container, and whether its module has been compiled."""
         if spec.worker is None:
-            import handlers.wasmtime.guest  # noqa: F401, PLC0415  loads the engine here, so that no start has to
+            import handlers.wasmtime.core_module  # noqa: F401, PLC0415  loads the engine here, so that no start has to
 
         compiled = self._cache.path(spec.entry)
         return _Container(spec, compiled, stop_signal), compiled.exists()

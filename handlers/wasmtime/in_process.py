@@ -79,13 +79,14 @@ class Guests:
         self, container_id: ContainerId, spec: GuestSpec, compiled: Path, ended: Callable[[Exit], None]
     ) -> tuple[GuestRun, Started]:
         """Returns when the module is linked and about to run; `ended` follows exactly once."""
-        from handlers.wasmtime.guest import Guest, Services  # noqa: PLC0415  loaded by the handler's `create`
+        from handlers.wasmtime.core_module import link_module  # noqa: PLC0415  loaded by the handler's `create`
+        from handlers.wasmtime.guest import Guest, Services  # noqa: PLC0415  likewise
 
         self._pump.start()
         if spec.cpu is not None:
             self._throttle.start()
         news = _News(asyncio.get_running_loop(), ended)
-        guest = Guest(container_id, spec, compiled, Services(self._pump, self._throttle, news))
+        guest = Guest(container_id, spec, compiled, Services(self._pump, self._throttle, news), link_module)
         guest.start()
         try:
             at = await news.start

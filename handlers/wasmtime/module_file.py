@@ -16,7 +16,7 @@ from typing import Final
 
 from cri_shim.kernel import fs
 from cri_shim.model.entry import split_function
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
@@ -47,18 +47,16 @@ def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
             raise FailedPrecondition(msg, hint="remove the image and pull it again") from None
     else:
         path, head, digest = _from_rootfs(plan, word)
-    check_format(head, word)
-    return Entry(str(path), digest, function), word
+    return Entry(str(path), digest, function, is_component(head, word)), word
 
 
-def check_format(head: bytes, name: str) -> None:
-    """Refuse all but a core module, by its first eight bytes."""
+def is_component(head: bytes, name: str) -> bool:
+    """Whether it is a component, else a core module, by its first eight bytes; anything else is refused."""
     if head == _CORE_MODULE:
-        return
+        return False
     if head.startswith(_MAGIC) and head[6:8] == _COMPONENT_LAYER:
-        msg = f"{name} is a Wasm component (WASI 0.2), which this version cannot run"
-        raise Unimplemented(msg, hint="components need isolation: process; build for wasm32-wasip1 meanwhile")
-    hint = "give a module in the binary format, built for wasm32-wasip1"
+        return True
+    hint = "give a module in the binary format, built for wasm32-wasip1 or wasm32-wasip2"
     if head.startswith(_MAGIC):
         version = int.from_bytes(head[4:6], "little")
         msg = f"{name} is of version {version} of the Wasm format, which this version cannot run"

@@ -34,12 +34,16 @@ class Placement:
     why: str
 
 
-def place(plan: ContainerPlan, default: Isolation, preopens: Sequence[Preopen], daemon_uid: int) -> Placement:
+def place(
+    plan: ContainerPlan, default: Isolation, preopens: Sequence[Preopen], daemon_uid: int, *, component: bool
+) -> Placement:
     """The pod's or container's word, else the handler's option; unless the module must not run in the daemon.
 
     FailedPrecondition when it needs a worker and the daemon, without root, can make none.
     """
     placement = _wanted(plan, default)
+    if placement.isolation is Isolation.IN_PROCESS and component:
+        placement = Placement(Isolation.PROCESS, "it is a component, which only its process can end")
     if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
         placement = Placement(Isolation.PROCESS, why)
     if placement.isolation is Isolation.PROCESS and daemon_uid != 0:

@@ -27,6 +27,8 @@ from cri_shim.adapters.log_pump import LogPump
 from cri_shim.kernel import credentials, libc, mounts
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition
+from handlers.wasmtime.component import link_component
+from handlers.wasmtime.core_module import link_module
 from handlers.wasmtime.guest import Guest, Services
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
 from handlers.wasmtime.quota import Throttle
@@ -54,7 +56,8 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     try:
         _enter(spec.worker, namespaces)
         services = Services(LogPump(), Throttle(), worker, worker.shut_up)
-        guest = Guest(arguments["id"], spec, Path(arguments["compiled"]), services)
+        program = link_component if spec.entry.component else link_module
+        guest = Guest(arguments["id"], spec, Path(arguments["compiled"]), services, program)
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
     worker.serve(guest)

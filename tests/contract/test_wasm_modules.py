@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
 from handlers import wasmtime as kind
@@ -90,6 +90,7 @@ async def test_damaged_compiled_code_is_replaced(fresh_bench: WasmBench) -> None
     [
         (b"\0asm\x01\0\0\0\x01\x02garbage", "cannot be compiled"),
         (wasm.assemble(wasm.HELLO)[:-3], "cannot be compiled"),
+        (b"\0asm\x0d\0\1\0\x01\x02garbage", "cannot be compiled"),
         (wasm.SHARED_MEMORY, "threads must be enabled"),
         (wasm.TWO_MEMORIES, "multiple memories"),
         (b"\0asm\x07\0\0\0", "version 7"),
@@ -104,11 +105,6 @@ async def test_what_is_no_module_is_refused_by_name(bench: WasmBench, module: st
     with pytest.raises(InvalidArgument, match=words):
         await bench.handler.create(plan)
     assert list(plan.bundle.iterdir()) == []
-
-
-async def test_a_component_says_what_it_needs(bench: WasmBench) -> None:
-    with pytest.raises(Unimplemented, match=r"component.*isolation: process"):
-        await bench.handler.create(bench.artifact(wasm.COMPONENT))
 
 
 async def test_a_blob_that_is_gone_or_changed_is_an_error(bench: WasmBench) -> None:

@@ -232,3 +232,55 @@ async def test_start_is_quick(bench: WasmBench) -> None:
         async with asyncio.timeout(2):
             await bench.handler.start(plan.id)
             await bench.end_of(plan)
+
+
+# Components.
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "said"),
+    [
+        ("(call $say) (i32.const 0)", 0, ["hello from a component"]),
+        ("(call $say) (call $say) (i32.const 1)", 1, ["hello from a component"] * 2),
+    ],
+    ids=["ok", "error"],
+)
+async def test_a_component_runs_to_its_end(bench: WasmBench, run: str, code: int, said: list[str]) -> None:
+    plan = bench.artifact(wasm.component(run))
+    ended = await bench.finish(plan)
+    assert (ended.code, bench.text(plan)) == (code, said)
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["(call $say) (loop $l (br $l)) unreachable", "(call $say) (call $wait) (i32.const 0)"],
+    ids=["spin", "sleep"],
+)
+async def test_a_component_is_stopped_whatever_it_does(bench: WasmBench, run: str) -> None:
+    plan = await bench.begin(bench.artifact(wasm.component(run)))
+    await bench.said(plan, "hello from a component")
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
+
+
+async def test_the_trap_of_a_component_is_told(bench: WasmBench) -> None:
+    plan = bench.artifact(wasm.component("unreachable"))
+    ended = await bench.finish(plan)
+    assert ended.code == 134
+    assert "unreachable" in ended.message
+    assert any("unreachable" in line for line in bench.text(plan))
+
+
+@pytest.mark.parametrize(
+    ("export", "words"),
+    [
+        ("wasi:http/incoming-handler@0.2.0", "wasi:http, which is not supported"),
+        ("a:b/c@0.2.0", "exports no wasi:cli/run"),
+    ],
+)
+async def test_components_of_other_worlds_are_refused_by_name(bench: WasmBench, export: str, words: str) -> None:
+    text = wasm.component("(i32.const 0)").replace("wasi:cli/run@0.2.0", export)
+    plan = bench.artifact(text)
+    await bench.handler.create(plan)
+    with pytest.raises(FailedPrecondition, match=words):
+        await bench.handler.start(plan.id)

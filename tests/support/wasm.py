@@ -247,7 +247,6 @@ UNKNOWN_IMPORT: Final = '(module (import "env" "launch" (func)) (func (export "_
 STARTS_AT_ONCE: Final = (
     '(module (memory (export "memory") 1) (func $main unreachable) (start $main) (func (export "_start")))'
 )
-COMPONENT: Final = bytes.fromhex("0061736d0d000100")
 SHARED_MEMORY: Final = '(module (memory (export "memory") 1 2 shared) (func (export "_start")))'
 TWO_MEMORIES: Final = '(module (memory 1) (memory 1) (func (export "_start")))'
 
@@ -303,6 +302,59 @@ PROGRAMS: Final = {
     ),
 }
 """`exit CODE`; `say OUT ERR`; `reveal WORD...` prints `arg WORD` and `env NAME=VALUE`; `wait`; `count`."""
+
+
+def component(run: str) -> str:
+    """A command component (WASI 0.2) whose `wasi:cli/run` is the body of a function with an i32 result, 0 for ok.
+
+    It may call `$say`, which prints one line, and `$wait`, which sleeps for an hour.
+    """
+    return f"""(component
+      (import "wasi:io/poll@0.2.0" (instance $poll
+        (export "pollable" (type $p (sub resource)))
+        (export "[method]pollable.block" (func (param "self" (borrow $p))))))
+      (alias export $poll "pollable" (type $pollable))
+      (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+        (alias outer 1 $pollable (type $p)) (export "pollable" (type $p2 (eq $p)))
+        (export "subscribe-duration" (func (param "when" u64) (result (own $p2))))))
+      (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
+      (alias export $error "error" (type $err))
+      (import "wasi:io/streams@0.2.0" (instance $streams
+        (export "output-stream" (type $os (sub resource)))
+        (alias outer 1 $err (type $e)) (export "error" (type $e2 (eq $e)))
+        (type $se (variant (case "last-operation-failed" (own $e2)) (case "closed")))
+        (export "stream-error" (type $se2 (eq $se)))
+        (export "[method]output-stream.blocking-write-and-flush"
+          (func (param "self" (borrow $os)) (param "contents" (list u8)) (result (result (error $se2)))))))
+      (alias export $streams "output-stream" (type $os))
+      (import "wasi:cli/stdout@0.2.0" (instance $stdout
+        (alias outer 1 $os (type $o)) (export "output-stream" (type $o2 (eq $o)))
+        (export "get-stdout" (func (result (own $o2))))))
+      (core module $libc (memory (export "memory") 1)
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 4096))
+      (core instance $libc (instantiate $libc))
+      (core func $get (canon lower (func $stdout "get-stdout")))
+      (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush")
+        (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
+      (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+      (core func $block (canon lower (func $poll "[method]pollable.block")))
+      (core module $main
+        (import "libc" "memory" (memory 1))
+        (import "wasi" "get" (func $get (result i32)))
+        (import "wasi" "write" (func $write (param i32 i32 i32 i32)))
+        (import "wasi" "subscribe" (func $subscribe (param i64) (result i32)))
+        (import "wasi" "block" (func $block (param i32)))
+        (data (i32.const 100) "hello from a component\\0a")
+        (func $say (call $write (call $get) (i32.const 100) (i32.const 23) (i32.const 0)))
+        (func $wait (call $block (call $subscribe (i64.const 3600000000000))))
+        (func (export "run") (result i32) {run}))
+      (core instance $main (instantiate $main
+        (with "libc" (instance $libc))
+        (with "wasi" (instance (export "get" (func $get)) (export "write" (func $write))
+          (export "subscribe" (func $subscribe)) (export "block" (func $block))))))
+      (func $run (result (result)) (canon lift (core func $main "run")))
+      (instance $exported (export "run" (func $run)))
+      (export "wasi:cli/run@0.2.0" (instance $exported)))"""
 
 
 def exits(code: int) -> str:

@@ -66,7 +66,7 @@ def plan(
     ],
 )
 def test_the_nearest_word_counts(asked: ContainerPlan, option: Isolation, isolation: Isolation, why: str) -> None:
-    placement = place(asked, option, [OWN], 0)
+    placement = place(asked, option, [OWN], 0, component=False)
     assert placement.isolation is isolation
     assert why in placement.why
 
@@ -87,11 +87,19 @@ def test_the_nearest_word_counts(asked: ContainerPlan, option: Isolation, isolat
 def test_who_may_less_than_the_daemon_gets_a_worker(
     asked: ContainerPlan, preopen: Preopen, daemon_uid: int, why: str
 ) -> None:
-    placement = place(asked, IN, [preopen], daemon_uid)
+    placement = place(asked, IN, [preopen], daemon_uid, component=False)
     assert placement.isolation is (OUT if why else IN)
     assert why in placement.why
 
 
 def test_without_root_there_is_no_worker() -> None:
     with pytest.raises(FailedPrecondition, match=r"/data is a mount.*user 7; only a daemon with root"):
-        place(plan(7), IN, [VOLUME], 1000)
+        place(plan(7), IN, [VOLUME], 1000, component=False)
+
+
+def test_a_component_gets_a_worker_whatever_is_asked_for() -> None:
+    placement = place(plan(of_container="in-process"), IN, [OWN], 0, component=True)
+    assert placement.isolation is OUT
+    assert "component" in placement.why
+    with pytest.raises(FailedPrecondition, match="component"):
+        place(plan(), IN, [OWN], 1000, component=True)

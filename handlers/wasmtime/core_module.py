@@ -1,0 +1,123 @@
+"""A core module of WASI preview 1, as a guest's program: what is linked, what is called, how it ended.
+
+Not the thread and not the streams (`handlers.wasmtime.guest`). Invariant: what ended the module is read from the guest,
+never from an exception, which may be another guest's.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import wasmtime
+
+from cri_shim.model.errors import CriShimError, FailedPrecondition
+from handlers.wasmtime.ending import Ending
+from handlers.wasmtime.guest import Guest, Linked, one_line
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION
+from handlers.wasmtime.hooks import hooked
+
+_INITIALIZE: Final = "_initialize"
+_PAGE: Final = 64 * 1024
+_ABOVE_LIMIT: Final = "exceeds memory limits"
+"""The engine's words when a module asks for more memory from the start than the store's limit."""
+_TABLES: Final = 4
+_TABLE_ELEMENTS: Final = 10_000_000
+_FEW_ELEMENTS: Final = 10_000
+
+
+def link_module(guest: Guest, resources: ExitStack) -> Linked:
+    """A `Program`: all that can fail for reasons that are not the module's own doing at run time."""
+    try:
+        module = wasmtime.Module.deserialize_file(guest.engine, str(guest.compiled))
+    except wasmtime.WasmtimeError as error:
+        raise guest.unusable(error) from None
+    linker = wasmtime.Linker(guest.engine)
+    linker.allow_shadowing = True
+    linker.define_wasi()
+    watch_epoch = resources.enter_context(hooked(guest, linker))
+    try:
+        instance = linker.instantiate_pre(module)
+    except wasmtime.WasmtimeError as error:
+        raise _unlinkable(error) from None
+    is_library = _is_library(module, guest.spec.entry.function)
+    store = wasmtime.Store(guest.engine)
+    _set_limits(store, guest.spec.memory_limit)
+    watch_epoch(store)
+    run = _Run(guest, store, instance, is_library)
+    return Linked(store, guest.give_files(store, resources), run.execute)
+
+
+def _unlinkable(error: wasmtime.WasmtimeError) -> CriShimError:
+    return FailedPrecondition(f"the module cannot be linked: {one_line(error)}")
+
+
+def _is_library(module: wasmtime.Module, wanted: str) -> bool:
+    """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
+    functions = {export.name: export.type for export in module.exports}
+    signature = functions.get(wanted)
+    if not isinstance(signature, wasmtime.FuncType):
+        msg = f"the module exports no function {wanted!r}"
+        raise FailedPrecondition(msg, hint="command[0] may name another one, as in module.wasm#function")
+    if signature.params:
+        msg = f"the module's function {wanted!r} takes parameters, which a container has none of"
+        raise FailedPrecondition(msg)
+    return wanted != DEFAULT_FUNCTION and isinstance(functions.get(_INITIALIZE), wasmtime.FuncType)
+
+
+def _set_limits(store: wasmtime.Store, limit: int) -> None:
+    store.set_limits(
+        memory_size=limit or -1,
+        table_elements=max(_FEW_ELEMENTS, limit // 128) if limit else _TABLE_ELEMENTS,
+        instances=1,
+        tables=_TABLES,
+        memories=1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """`is_library`: it is to be initialised before a function is called."""
+
+    guest: Guest
+    store: wasmtime.Store
+    instance: wasmtime.InstancePre
+    is_library: bool
+
+    def execute(self) -> Ending:
+        guest, store, memory, trap = self.guest, self.store, None, ""
+        if guest.is_stopping:
+            return Ending(signal=guest.signal)
+        try:
+            exports = self.instance.instantiate(store).exports(store)
+            memory = exports.get("memory")
+            guest.meter.attach(store, memory)
+            if self.is_library:
+                _call(store, exports[_INITIALIZE])
+            _call(store, exports[guest.spec.entry.function])
+        except Exception as error:  # noqa: BLE001  a container ends, whatever ended it
+            trap = guest.defect or str(error).strip() or type(error).__name__
+            error.with_traceback(None)  # its frames hold it, and with it the module until a collection
+        if guest.code is not None:
+            return Ending(code=guest.code, out_of_memory=bool(guest.code) and self._is_full(memory))
+        if not trap:
+            return Ending()
+        return Ending(signal=guest.signal, trap=trap, out_of_memory=_ABOVE_LIMIT in trap or self._is_full(memory))
+
+    def _is_full(self, memory: object) -> bool:
+        """Whether the memory is so near its limit that the guest could not grow it by much.
+
+        The engine does not say that it refused to grow; an allocator asks for some pages more at a time.
+        """
+        limit = self.guest.spec.memory_limit
+        return (
+            bool(limit)
+            and isinstance(memory, wasmtime.Memory)
+            and memory.data_len(self.store) > limit - limit // 8 - _PAGE
+        )
+
+
+def _call(store: wasmtime.Store, function: object) -> None:
+    if isinstance(function, wasmtime.Func):  # `_is_library` has seen it
+        function(store)
