@@ -43,11 +43,13 @@ from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_admin import AdministerImages
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
+from cri_shim.flows.image_save import SaveImages
 from cri_shim.flows.image_usage import ImageUsage
 from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
@@ -263,6 +265,7 @@ class ImageFlows:
     registry: Registry
     pull: PullImage
     imports: ImportImages
+    layout: ImageLayout
 
     @classmethod
     def build(cls, base: Base, handlers: Handlers) -> ImageFlows:
@@ -282,10 +285,11 @@ class ImageFlows:
             now=time.time_ns,
         )
         puller = LayerPuller(layout, content, layers, store.layers, collector, downloads)
-        names = ImageNames(store.images)
+        image_layout = ImageLayout(store.images, content, layout)
+        names = ImageNames(store.images, image_layout)
         pull = PullImage(policy, registry, content, store.images, names, collector, puller)
         query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, time.time_ns)
-        removal = RemoveImage(store.images, collector)
+        removal = RemoveImage(store.images, collector, image_layout)
         methods: dict[str, Flow] = {
             "PullImage": pull,
             "ListImages": query.list_images,
@@ -304,12 +308,14 @@ class ImageFlows:
             "PinImage": administer.pin,
             "PruneImages": administer.prune,
             "LoadImages": loading,
+            "SaveImages": SaveImages(store.images, content, registry, collector, puller, image_layout),
         }
-        return cls(methods, admin, collector, registry, pull, imports)
+        return cls(methods, admin, collector, registry, pull, imports, image_layout)
 
     async def repair(self) -> None:
         """Make records and disk agree, and keep what failed pulls leave within its bounds."""
         await self.collector.repair()
+        await self.layout.write()
         self.collector.start()
         self.imports.start()
 

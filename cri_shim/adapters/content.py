@@ -107,7 +107,10 @@ class Content:
         if self.has(digest):
             return
         with disk_errors(self._layout.root):
-            await asyncio.to_thread(fs.atomic_write, self.path(digest), data)
+            await to_the_end(self._put(digest, data))
+
+    async def _put(self, digest: Digest, data: bytes) -> None:
+        await asyncio.to_thread(fs.atomic_write, self.path(digest), data)
         self._sizes[digest] = len(data)
 
     @contextlib.asynccontextmanager
@@ -135,7 +138,10 @@ class Content:
     async def commit(self, ingest: Ingest) -> None:
         """Make visible what has been verified."""
         with disk_errors(self._layout.root):
-            await to_the_end(asyncio.to_thread(ingest.finish))
+            await to_the_end(self._commit(ingest))
+
+    async def _commit(self, ingest: Ingest) -> None:
+        await asyncio.to_thread(ingest.finish)
         self._sizes[ingest.digest] = ingest.received
 
     async def delete(self, digests: Iterable[Digest]) -> None:

@@ -21,6 +21,7 @@ import msgspec
 
 from cri_shim.adapters.content import Ingest, WrongContentError, disk_errors
 from cri_shim.adapters.registry import MAX_MANIFEST, Document
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.zygote import TaskError, Zygote
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound, PullError
 from cri_shim.model.ids import Digest, parse_digest
@@ -218,7 +219,10 @@ class ArchiveOrigin:
             msg = f"{ingest.what}: expected {ingest.size} bytes, {self.archive.path} has {member.size}"
             raise PullError(msg)
         try:
-            await asyncio.to_thread(_copy, self.archive.fd, member, ingest)
+            while ingest.received < member.size:
+                # Also when cancelled: a thread must not read from what is closed.
+                await to_the_end(asyncio.to_thread(_copy_piece, self.archive.fd, member, ingest))
+            await to_the_end(asyncio.to_thread(ingest.verify))
         except WrongContentError as error:
             msg = f"{ingest.what}: the content in {self.archive.path} is not what its digest says"
             raise PullError(msg) from error
@@ -243,15 +247,12 @@ class ArchiveOrigin:
         return member
 
 
-def _copy(fd: int, member: Member, ingest: Ingest) -> None:
-    while ingest.received < member.size:
-        wanted = min(_CHUNK, member.size - ingest.received)
-        chunk = os.pread(fd, wanted, member.offset + ingest.received)
-        if not chunk:
-            msg = f"{ingest.what}: the archive has become shorter"
-            raise PullError(msg)
-        ingest.write([chunk])
-    ingest.verify()
+def _copy_piece(fd: int, member: Member, ingest: Ingest) -> None:
+    chunk = os.pread(fd, min(_CHUNK, member.size - ingest.received), member.offset + ingest.received)
+    if not chunk:
+        msg = f"{ingest.what}: the archive has become shorter"
+        raise PullError(msg)
+    ingest.write([chunk])
 
 
 def _open(path: Path) -> int:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from cri_shim.model.errors import InvalidArgument
 
@@ -24,3 +25,22 @@ def archive(name: str) -> Generator[Path]:
         shutil.copyfileobj(sys.stdin.buffer, file)
         file.flush()
         yield Path(file.name)
+
+
+@contextlib.contextmanager
+def archive_to_write(name: str) -> Generator[BinaryIO]:
+    """A file that gets its name when it is whole; `-` is standard output."""
+    if name == "-":
+        if sys.stdout.isatty():
+            raise InvalidArgument("standard output is a terminal", hint="name a file with --output")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    part = Path(f"{name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.rename(name)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from cri_shim.cli.archives import archive
+from cri_shim.cli.archives import archive, archive_to_write
 from cri_shim.cli.connection import Parsers, add_connection, connect
 from cri_shim.cli.tables import age, columns, size
 from cri_shim.model.errors import CriShimError
@@ -50,6 +50,11 @@ def add_commands(parsers: Parsers) -> None:
     )
     verb.add_argument("--name", metavar="NAME[:TAG]", default="", help="for the one image of an archive")
     verb.add_argument("--pin", action="store_true", help="keep what is loaded from garbage collection and prune")
+
+    words = "save images to an archive that docker, containerd, podman, skopeo and load read"
+    verb = _verb(verbs, "save", _save, words)
+    verb.add_argument("images", metavar="IMAGE", nargs="+")
+    verb.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
 
     verb = _verb(verbs, "prune", _prune, "remove every image that no container uses and that is not pinned")
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
@@ -113,6 +118,13 @@ def _load(arguments: argparse.Namespace) -> int:
                 print(f"loaded {tag}")
             if not loaded.tags:
                 print(f"loaded {loaded.id}; it has no name in the archive: give it one by tag")
+    return 0
+
+
+def _save(arguments: argparse.Namespace) -> int:
+    with connect(arguments) as daemon, archive_to_write(arguments.output) as file:
+        for piece in daemon.save_images(arguments.images):
+            file.write(piece)
     return 0
 
 

@@ -16,7 +16,7 @@ from cri_shim.flows.image_usage import ImageUsage
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.ids import SHORT, ImageId
 from cri_shim.model.image import ImageRecord
-from cri_shim.model.refs import find_images, parse_reference
+from cri_shim.model.refs import find_images, parse_reference, tag_of
 from cri_shim.pb import admin_pb2 as pb
 from cri_shim.spec.image_pins import is_configured, is_pinned
 
@@ -41,7 +41,7 @@ class AdministerImages:
     async def remove(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """By tag: that name, and the image with its last tag. By id or digest: the image under all its names."""
         found = self._find(request.image)
-        tag = _tag_of(request.image, found)
+        tag = tag_of(request.image, found)
         if not request.force:
             for record in found:
                 self._refuse_if_needed(record, tag)
@@ -70,7 +70,7 @@ class AdministerImages:
     async def pin(self, request: pb.PinImageRequest) -> pb.PinImageResponse:
         """Pin what the reference names: a tag, wherever it will point to, or else the image by its id."""
         found = self._find(request.image)
-        name = _tag_of(request.image, found)
+        name = tag_of(request.image, found)
         if not request.pinned:
             return await self._unpin(request.image, found, name)
         pinned = [record for record in found if await self.names.pin(record.id, name or record.id)]
@@ -152,15 +152,6 @@ class AdministerImages:
             )
             for record in records
         ]
-
-
-def _tag_of(text: str, found: Sequence[ImageRecord]) -> str | None:
-    """The tag that `text` names the images by; None when it is an id or has a digest."""
-    try:
-        tag = parse_reference(text).repo_tag
-    except InvalidArgument:  # an id
-        return None
-    return tag if tag is not None and all(tag in record.repo_tags for record in found) else None
 
 
 def _not_here(text: str) -> NotFound:

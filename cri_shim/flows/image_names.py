@@ -14,6 +14,7 @@ import msgspec
 
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
+from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.model.ids import ImageId
 from cri_shim.model.image import ImageRecord
 
@@ -23,12 +24,14 @@ class ImageNames:
     """Every change of names, one after the other: between two of its steps two images would have the same tag."""
 
     images: Table[ImageId, ImageRecord]
+    layout: ImageLayout
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def commit(self, record: ImageRecord, *, tags: Collection[str] = (), digests: Collection[str] = ()) -> None:
         """Make a complete image visible, under these names and those of a record that has the same content."""
         async with self._changing:
             await to_the_end(self._commit(record, tags, digests))
+        await to_the_end(self.layout.write())
 
     async def add_digest(self, image_id: ImageId, name: str | None) -> bool:
         """Add `name@digest`, if there is one, to an image; False when it has just been removed."""
@@ -41,12 +44,15 @@ class ImageNames:
     async def add_tag(self, image_id: ImageId, tag: str) -> bool:
         """Move a tag to an image; False when that has just been removed."""
         async with self._changing:
-            return await to_the_end(self._add_tag(image_id, tag))
+            added = await to_the_end(self._add_tag(image_id, tag))
+        await to_the_end(self.layout.write())
+        return added
 
     async def remove_tag(self, image_id: ImageId, tag: str) -> None:
         """Take a tag away, and the pin on it."""
         async with self._changing:
             await self.images.update(image_id, lambda record: _without_tag(record, tag))
+        await to_the_end(self.layout.write())
 
     async def pin(self, image_id: ImageId, name: str) -> bool:
         """Pin an image by one of its tags or its id; False when it has just been removed."""

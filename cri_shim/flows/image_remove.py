@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Table
 from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.ids import ImageId
 from cri_shim.model.image import ImageRecord
@@ -24,6 +25,7 @@ class RemoveImage:
 
     images: Table[ImageId, ImageRecord]
     collector: ImageCollector
+    layout: ImageLayout
 
     async def __call__(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """By id, id prefix, or any of its names. InvalidArgument for what is no reference."""
@@ -39,4 +41,5 @@ class RemoveImage:
 
     async def _remove(self, record: ImageRecord) -> None:
         await self.images.delete(record.id)
+        await self.layout.write()
         await self.collector.drop_unused((*record.blobs, *record.layers))

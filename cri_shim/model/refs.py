@@ -7,7 +7,7 @@ a tag or a digest or both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cri_shim.model.errors import InvalidArgument
@@ -118,6 +118,15 @@ def find_image(records: Iterable[ImageRecord], text: str) -> ImageRecord | None:
     """The image that `text` names, or None. Errors as in `find_images`."""
     found = find_images(records, text)
     return found[0] if found else None
+
+
+def tag_of(text: str, found: Sequence[ImageRecord]) -> str | None:
+    """The tag by which `text` names the images found; None when it is an id or has a digest."""
+    try:
+        tag = parse_reference(text).repo_tag
+    except InvalidArgument:  # an id
+        return None
+    return tag if tag is not None and all(tag in record.repo_tags for record in found) else None
 
 
 def _find_named(records: tuple[ImageRecord, ...], ref: ImageRef) -> tuple[ImageRecord, ...]:

@@ -65,6 +65,11 @@ class AdminStub:
                 request_serializer=admin_dot_v1_dot_admin__pb2.LoadImagesRequest.SerializeToString,
                 response_deserializer=admin_dot_v1_dot_admin__pb2.LoadImagesResponse.FromString,
                 _registered_method=True)
+        self.SaveImages = channel.unary_stream(
+                '/crishim.admin.v1.Admin/SaveImages',
+                request_serializer=admin_dot_v1_dot_admin__pb2.SaveImagesRequest.SerializeToString,
+                response_deserializer=admin_dot_v1_dot_admin__pb2.SaveImagesResponse.FromString,
+                _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/crishim.admin.v1.Admin/ReadLog',
                 request_serializer=admin_dot_v1_dot_admin__pb2.ReadLogRequest.SerializeToString,
@@ -117,6 +122,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveImages(self, request, context):
+        """Images as an archive that docker, containerd, podman and skopeo load.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLog(self, request, context):
         """What a container has written, and with `follow` what it goes on writing.
         """
@@ -156,6 +168,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.LoadImages,
                     request_deserializer=admin_dot_v1_dot_admin__pb2.LoadImagesRequest.FromString,
                     response_serializer=admin_dot_v1_dot_admin__pb2.LoadImagesResponse.SerializeToString,
+            ),
+            'SaveImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.SaveImages,
+                    request_deserializer=admin_dot_v1_dot_admin__pb2.SaveImagesRequest.FromString,
+                    response_serializer=admin_dot_v1_dot_admin__pb2.SaveImagesResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -325,6 +342,33 @@ class Admin:
             '/crishim.admin.v1.Admin/LoadImages',
             admin_dot_v1_dot_admin__pb2.LoadImagesRequest.SerializeToString,
             admin_dot_v1_dot_admin__pb2.LoadImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crishim.admin.v1.Admin/SaveImages',
+            admin_dot_v1_dot_admin__pb2.SaveImagesRequest.SerializeToString,
+            admin_dot_v1_dot_admin__pb2.SaveImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class AdminStub:
     """Removes all images that no container uses and that are not pinned."""
     LoadImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.LoadImagesRequest, _admin_pb2.LoadImagesResponse]
     """Takes the images of an archive, with the checks of a pull."""
+    SaveImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.SaveImagesRequest, _admin_pb2.SaveImagesResponse]
+    """Images as an archive that docker, containerd, podman and skopeo load."""
     ReadLog: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -65,6 +67,8 @@ class AdminAsyncStub(AdminStub):
     """Removes all images that no container uses and that are not pinned."""
     LoadImages: _aio.UnaryStreamMultiCallable[_admin_pb2.LoadImagesRequest, _admin_pb2.LoadImagesResponse]  # type: ignore[assignment]
     """Takes the images of an archive, with the checks of a pull."""
+    SaveImages: _aio.UnaryStreamMultiCallable[_admin_pb2.SaveImagesRequest, _admin_pb2.SaveImagesResponse]  # type: ignore[assignment]
+    """Images as an archive that docker, containerd, podman and skopeo load."""
     ReadLog: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]  # type: ignore[assignment]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -116,6 +120,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.LoadImagesResponse], _abc.AsyncIterator[_admin_pb2.LoadImagesResponse]]:
         """Takes the images of an archive, with the checks of a pull."""
+
+    @_abc_1.abstractmethod
+    def SaveImages(
+        self,
+        request: _admin_pb2.SaveImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.SaveImagesResponse], _abc.AsyncIterator[_admin_pb2.SaveImagesResponse]]:
+        """Images as an archive that docker, containerd, podman and skopeo load."""
 
     @_abc_1.abstractmethod
     def ReadLog(

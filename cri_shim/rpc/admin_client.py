@@ -7,7 +7,7 @@ was refused.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -70,6 +70,11 @@ class AdminClient:
         """Each image of an archive, as soon as it is loaded."""
         request = pb.LoadImagesRequest(path=str(path.absolute()), name=name, pin=pin)
         return self._listen(lambda: self._stub.LoadImages(request))
+
+    def save_images(self, images: Sequence[str]) -> Iterator[bytes]:
+        """An archive with the images, piece by piece."""
+        request = pb.SaveImagesRequest(images=images)
+        return (piece.data for piece in self._listen(lambda: self._stub.SaveImages(request)))
 
     def read_log(self, request: pb.ReadLogRequest) -> Iterator[pb.LogChunk]:
         """What a container has written; with `follow` until its pod ends."""

@@ -8,6 +8,7 @@ Sources: OCI image-spec (image-layout.md, annotations.md), docker's image/spec v
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -17,7 +18,7 @@ import msgspec
 from cri_shim.model.errors import InvalidArgument, PullError
 from cri_shim.model.ids import Digest, digest_hex, parse_digest
 from cri_shim.model.refs import familiar, parse_reference
-from cri_shim.wire.oci_image import DOCKER_MANIFEST, OCI_INDEX, Descriptor
+from cri_shim.wire.oci_image import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 
 T = TypeVar("T")
 
@@ -30,6 +31,12 @@ CONTAINERD_NAME: Final = "io.containerd.image.name"
 
 _DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 _DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+_OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_OCI_LAYERS: Final = {
+    _DOCKER_LAYER: "application/vnd.oci.image.layer.v1.tar",
+    f"{_DOCKER_LAYER}.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    f"{_DOCKER_LAYER}.zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
+}
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -47,6 +54,11 @@ class DockerImage(msgspec.Struct, frozen=True, rename="pascal"):
     def names(self) -> tuple[str, ...]:
         """The tags in full."""
         return tuple(_full(tag) for tag in self.repo_tags or ())
+
+
+class _Typed(msgspec.Struct, frozen=True, rename="camel"):
+    media_type: str = ""
+    manifests: msgspec.Raw = msgspec.Raw()
 
 
 class _DiffIds(msgspec.Struct, frozen=True):
@@ -72,7 +84,8 @@ class Kept:
     descriptor: Descriptor
     names: tuple[str, ...]
     config: Digest
-    layers: tuple[Digest, ...]
+    layers: tuple[Digest, ...] | None
+    """None: docker has no words for it."""
 
 
 def blob_name(digest: Digest) -> str:
@@ -115,15 +128,29 @@ def docker_manifest(config: tuple[Digest, int], layers: Sequence[tuple[Digest, i
     return msgspec.json.encode(body)
 
 
+def oci_manifest(manifest: Manifest) -> bytes:
+    """A docker manifest in the OCI's words: the same config, the same layers.
+
+    Tools of containers/image take nothing else from a layout.
+    """
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": _described(manifest.config, _OCI_CONFIG),
+        "layers": [_described(layer, _OCI_LAYERS.get(layer.media_type, layer.media_type)) for layer in manifest.layers],
+    }
+    return msgspec.json.encode(body)
+
+
+def _described(descriptor: Descriptor, media_type: str) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": descriptor.digest, "size": descriptor.size}
+
+
 def layout_index(images: Iterable[Kept]) -> bytes:
     """`index.json`: an entry for each name, under both annotations that are in use for names."""
     entries: list[dict[str, object]] = []
     for image in images:
-        entry = {
-            "mediaType": image.descriptor.media_type,
-            "digest": image.descriptor.digest,
-            "size": image.descriptor.size,
-        }
+        entry = _described(image.descriptor, image.descriptor.media_type)
         named = [{**entry, "annotations": {CONTAINERD_NAME: name, REF_NAME: name}} for name in image.names]
         entries.extend(named or [entry])
     return msgspec.json.encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
@@ -139,8 +166,27 @@ def docker_index(images: Iterable[Kept]) -> bytes:
                 "Layers": [blob_name(layer) for layer in image.layers],
             }
             for image in images
+            if image.layers is not None
         ]
     )
+
+
+def media_type(document: bytes) -> str:
+    """Of a manifest or an index; the OCI's do not have to say it."""
+    probe = _decode(document, _Typed, "a manifest")
+    return probe.media_type or (OCI_INDEX if probe.manifests else OCI_MANIFEST)
+
+
+def member(name: str, data: bytes) -> bytes:
+    """A file of a tar, as a whole."""
+    return member_head(name, len(data)) + data + bytes(-len(data) % 512)
+
+
+def member_head(name: str, size: int) -> bytes:
+    """Its header; the same for the same name and size."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def _names(annotations: Mapping[str, str]) -> Iterable[str]:

@@ -16,6 +16,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
+from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
@@ -49,7 +50,7 @@ class Node:
         self.collector = ImageCollector(
             images, records, self.content, layers, self.store.pulls, lambda: self.in_use, self._time
         )
-        puller = LayerPuller(self.layout, self.content, layers, records, self.collector, parallel=3)
+        self.puller = LayerPuller(self.layout, self.content, layers, records, self.collector, parallel=3)
         policy = PullPolicy(
             host=host_platforms(os.uname().machine),
             keep_blobs=keep_blobs,
@@ -57,10 +58,13 @@ class Node:
             wants_wasm=lambda _: self.wants_wasm,
             now=lambda: next(clock),
         )
-        self.names = ImageNames(images)
-        self.pull_image = PullImage(policy, self.registry, self.content, images, self.names, self.collector, puller)
+        self.image_layout = ImageLayout(images, self.content, self.layout)
+        self.names = ImageNames(images, self.image_layout)
+        self.pull_image = PullImage(
+            policy, self.registry, self.content, images, self.names, self.collector, self.puller
+        )
         self.query = ImageQuery(images, records, self.content, self.layout, ("*/pinned*",), lambda: next(clock))
-        self.remove_image = RemoveImage(images, self.collector)
+        self.remove_image = RemoveImage(images, self.collector, self.image_layout)
 
     def _time(self) -> int:
         return self.now()
