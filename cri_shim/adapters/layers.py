@@ -192,6 +192,7 @@ class Layers:
 
     def _sweep(self, known: frozenset[int]) -> frozenset[int]:
         self._layout.layers.mkdir(parents=True, exist_ok=True)
+        fs.spread_children(self._layout.layers)
         found = set()
         for directory in self._layout.layers.iterdir():
             if directory.name.isdigit() and int(directory.name) in known:

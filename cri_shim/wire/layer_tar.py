@@ -1,16 +1,17 @@
 """The tar format of image layers: ustar, pax and GNU headers in, entries out, and the names of whiteouts.
 
-Sans-IO: it never sees the data of a file, only header blocks, so nothing is copied. Not an archive library: sparse
-files, multi-volume archives and the like are refused by name. Invariant: an `Entry` that comes out has a sane size, no
+Sans-IO: it never sees the data of a file, only header blocks, so nothing is copied. Not an archive library:
+multi-volume archives and the like are refused by name. Invariant: an `Entry` that comes out has a sane size, no
 NUL in a name, and every number within what the kernel takes; where it points to is the caller's to judge
 (`contained_path`).
 
-Sources: POSIX.1-2017 pax(1), the GNU tar manual ("Basic Tar Format"), OCI image-spec layer.md.
+Sources: POSIX.1-2017 pax(1), the GNU tar manual ("Basic Tar Format", "Storing Sparse Files"), OCI image-spec layer.md.
 """
 
 from __future__ import annotations
 
 import enum
+import struct
 from typing import NamedTuple
 
 BLOCK = 512
@@ -21,7 +22,10 @@ _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 _MAX_SIZE = 2**63 - 1
 _MAX_TIME = 2**55 * 1_000_000_000  # well within time_t, in ns
 _MAX_DEVICE = 2**20 - 1  # the kernel's minor numbers have 20 bits
+_MAX_PIECES = 1 << 17  # of a file with holes
 _XATTR = b"SCHILY.xattr."
+_SPARSE_PAIR = frozenset({b"GNU.sparse.offset", b"GNU.sparse.numbytes"})
+_NO_RECORDS: dict[bytes, bytes] = {}
 
 
 class LayerFormatError(ValueError):
@@ -44,6 +48,7 @@ _KINDS = {
     b"0": Kind.FILE,
     b"\0": Kind.FILE,
     b"7": Kind.FILE,  # contiguous: a hint that nobody follows
+    b"S": Kind.FILE,  # with holes
     b"1": Kind.HARDLINK,
     b"2": Kind.SYMLINK,
     b"3": Kind.CHAR_DEVICE,
@@ -51,6 +56,15 @@ _KINDS = {
     b"5": Kind.DIRECTORY,
     b"6": Kind.FIFO,
 }
+
+
+class Sparse(NamedTuple):
+    """Where the data of a file with holes goes."""
+
+    size: int
+    """Of the file."""
+    pieces: tuple[tuple[int, int], ...]
+    """Offset and length of each piece of data, in the order of both the file and the archive."""
 
 
 class Entry(NamedTuple):
@@ -64,7 +78,7 @@ class Entry(NamedTuple):
     uid: int
     gid: int
     size: int
-    """Bytes of data that follow, padded to `BLOCK`; 0 for all but FILE."""
+    """Bytes of data that follow, padded to `BLOCK`; 0 for all but FILE. Of a sparse file less than its size."""
     mtime: int
     """Unix time, ns."""
     link: str
@@ -72,6 +86,7 @@ class Entry(NamedTuple):
     device: tuple[int, int]
     """Major and minor number."""
     xattrs: dict[str, bytes]
+    sparse: Sparse | None = None
 
 
 class EntryReader:
@@ -79,6 +94,7 @@ class EntryReader:
 
         header ──x,g,L,K──▶ extension ──▶ header
           │ └─zero block─▶ trailer ─zero block─▶ finished
+          ├─a file with holes─▶ map of its pieces ─▶ Entry
           └─any other type─▶ Entry; the caller takes the data and its padding out of the stream
 
     `receive_end` ends an archive that has no trailer. All errors are LayerFormatError.
@@ -88,6 +104,7 @@ class EntryReader:
         self.wanted = BLOCK
         self.finished = False
         self._extension: _Extension | None = None
+        self._map: _OldMap | _NewMap | None = None
         self._trailer = False
         self._global: dict[bytes, bytes] = {}
         self._local: dict[bytes, bytes] = {}
@@ -97,6 +114,10 @@ class EntryReader:
         if self._extension is not None:
             self._take_extension(self._extension, block)
             return None
+        if self._map is not None:
+            entry = self._map.take(block)
+            self._map = self._map if entry is None else None
+            return entry
         if block == _ZEROS:
             self._take_zeros()
             return None
@@ -110,7 +131,7 @@ class EntryReader:
 
     def receive_end(self) -> None:
         """The stream ended where a header was expected."""
-        if self._extension is not None or self._local:
+        if self._extension is not None or self._map is not None or self._local:
             raise LayerFormatError("the archive ends within a header")
         self.finished = True
 
@@ -142,17 +163,17 @@ class EntryReader:
             case _:
                 self._local[b"linkpath"] = data.partition(b"\0")[0]
 
-    def _entry(self, header: _Header) -> Entry:
-        # An empty value takes back what the header or a global record said (pax).
-        records = {key: value for key, value in {**self._global, **self._local}.items() if value}
-        self._local = {}
-        name = _text(records.get(b"path", header.name), "a name")
+    def _entry(self, header: _Header) -> Entry | None:
+        """None: the map of a sparse file follows."""
+        records = _NO_RECORDS
+        if self._global or self._local:
+            # An empty value takes back what the header or a global record said (pax).
+            records = {key: value for key, value in {**self._global, **self._local}.items() if value}
+            self._local = {}
+        name = _text(records.get(b"GNU.sparse.name") or records.get(b"path", header.name), "a name")
         kind = _kind(header, name)
-        if any(key.startswith(b"GNU.sparse.") for key in records):
-            msg = f"entry {name!r} is a sparse file, which is not supported"
-            raise LayerFormatError(msg)
         size = _number(records, b"size", header.size, _MAX_SIZE, name)
-        return Entry(
+        entry = Entry(
             name=name.rstrip("/"),
             kind=kind,
             mode=header.mode & 0o7777,
@@ -162,8 +183,94 @@ class EntryReader:
             mtime=_mtime(records, header.mtime, name),
             link=_text(records.get(b"linkpath", header.link), "a link target"),
             device=(header.major, header.minor),
-            xattrs=_xattrs(records, name),
+            xattrs=_xattrs(records, name) if records else {},
         )
+        if header.type != b"S" and not (records and any(key.startswith(b"GNU.sparse.") for key in records)):
+            return entry
+        return self._sparse_entry(entry, header, records)
+
+    def _sparse_entry(self, entry: Entry, header: _Header, records: dict[bytes, bytes]) -> Entry | None:
+        if header.type == b"S":
+            self._map = _OldMap(entry)
+            found = self._map.begin(header.block)
+            self._map = self._map if found is None else None
+            return found
+        if b"GNU.sparse.major" in records:
+            self._map = _NewMap(entry, _number(records, b"GNU.sparse.realsize", 0, _MAX_SIZE, entry.name))
+            return None
+        size = _number(records, b"GNU.sparse.size", 0, _MAX_SIZE, entry.name)
+        pieces = records.get(b"GNU.sparse.map")
+        return _with_pieces(entry, size, _numbers(pieces.split(b","), entry.name) if pieces else [])
+
+
+class _OldMap:
+    """GNU tar's own format: four pieces in the header, then blocks of 21 as long as a flag says so."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._numbers: list[int] = []
+        self._size = 0
+
+    def begin(self, header: bytes) -> Entry | None:
+        """None: a block follows."""
+        self._size = _octal(header[483:495], "size")
+        return self._take(header[386:482], header[482])
+
+    def take(self, block: bytes) -> Entry | None:
+        if len(block) != BLOCK or len(self._numbers) > _MAX_PIECES:
+            msg = f"entry {self._entry.name!r} has a map of holes without an end"
+            raise LayerFormatError(msg)
+        return self._take(block[:504], block[504])
+
+    def _take(self, fields: bytes, is_continued: int) -> Entry | None:
+        for at in range(0, len(fields), 24):
+            if fields[at] == 0:
+                break
+            self._numbers += (_octal(fields[at : at + 12], "offset"), _octal(fields[at + 12 : at + 24], "size"))
+        return None if is_continued else _with_pieces(self._entry, self._size, self._numbers)
+
+
+class _NewMap:
+    """GNU's format 1.0: before the data, decimal numbers on lines of their own, how many pieces there are first."""
+
+    def __init__(self, entry: Entry, size: int) -> None:
+        self._entry = entry
+        self._size = size
+        self._text = b""
+        self._taken = 0
+
+    def take(self, block: bytes) -> Entry | None:
+        self._text += block
+        self._taken += len(block)
+        if len(block) != BLOCK or self._taken > min(self._entry.size, _MAX_EXTENSION):
+            msg = f"entry {self._entry.name!r} has a map of holes without an end"
+            raise LayerFormatError(msg)
+        lines = self._text.split(b"\n")[:-1]
+        if not lines or len(lines) <= 2 * _numbers(lines[:1], self._entry.name)[0]:
+            return None
+        count = _numbers(lines[:1], self._entry.name)[0]
+        entry = self._entry._replace(size=self._entry.size - self._taken)
+        return _with_pieces(entry, self._size, _numbers(lines[1 : 1 + 2 * count], self._entry.name))
+
+
+def _numbers(texts: list[bytes], name: str) -> list[int]:
+    if not all(text.isdigit() and len(text) < 20 for text in texts):
+        msg = f"entry {name!r} has a malformed map of holes"
+        raise LayerFormatError(msg)
+    return [int(text) for text in texts]
+
+
+def _with_pieces(entry: Entry, size: int, numbers: list[int]) -> Entry:
+    """The pieces must follow each other, lie within the file, and be the data that there is."""
+    pieces = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+    end, total, fits = 0, 0, len(numbers) % 2 == 0 and entry.kind is Kind.FILE
+    for offset, length in pieces:
+        fits = fits and offset >= end and length >= 0
+        end, total = offset + length, total + length
+    if not fits or total != entry.size or not end <= size <= _MAX_SIZE:
+        msg = f"entry {entry.name!r} has a map of holes that does not fit its data"
+        raise LayerFormatError(msg)
+    return entry._replace(sparse=Sparse(size, pieces))
 
 
 def padded(size: int) -> int:
@@ -234,38 +341,42 @@ class _Header(NamedTuple):
     link: bytes
     major: int
     minor: int
+    block: bytes
+
+
+_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12s")
+"""name, mode, uid, gid, size, mtime, checksum, type, link, magic, names of the owners, device, prefix, padding."""
 
 
 def _parse_header(block: bytes) -> _Header:
     if len(block) != BLOCK:
         raise LayerFormatError("the archive ends within a header")
-    _check_sum(block)
-    name = _until_nul(block[:100])
-    magic = block[257:265]
-    prefix = b""
-    if block[508:512] == b"tar\0":
-        prefix = _until_nul(block[345:476])  # star keeps times behind a shorter prefix
-    elif magic[:6] == b"ustar\0":
-        prefix = _until_nul(block[345:500])
-    has_device = block[156:157] in b"34"
+    name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _, major, minor, prefix, _ = _FIELDS.unpack(block)
+    _check_sum(block, checksum)
+    if block.endswith(b"tar\0"):
+        prefix = prefix[:131]  # star keeps times behind a shorter prefix
+    elif not magic.startswith(b"ustar\0"):
+        prefix = b""
+    name, prefix = _until_nul(name), _until_nul(prefix)
+    has_device = kind in b"34"
     return _Header(
         name=prefix + b"/" + name if prefix else name,
-        type=block[156:157],
-        mode=_octal(block[100:108], "mode"),
-        uid=_octal(block[108:116], "uid"),
-        gid=_octal(block[116:124], "gid"),
-        size=_octal(block[124:136], "size"),
-        mtime=_octal(block[136:148], "mtime"),
-        link=_until_nul(block[157:257]),
-        major=_device_number(block[329:337]) if has_device else 0,
-        minor=_device_number(block[337:345]) if has_device else 0,
+        type=kind,
+        mode=_octal(mode, "mode"),
+        uid=_octal(uid, "uid"),
+        gid=_octal(gid, "gid"),
+        size=_octal(size, "size"),
+        mtime=_octal(mtime, "mtime"),
+        link=_until_nul(link),
+        major=_device_number(major) if has_device else 0,
+        minor=_device_number(minor) if has_device else 0,
+        block=block,
     )
 
 
-def _check_sum(block: bytes) -> None:
+def _check_sum(block: bytes, field: bytes) -> None:
     """The sum over the block with its own field as spaces; old writers summed signed characters."""
-    expected = _octal(block[148:156], "checksum")
-    field = block[148:156]
+    expected = _octal(field, "checksum")
     unsigned = sum(block) - sum(field) + 8 * 0x20
     if expected == unsigned:
         return
@@ -287,11 +398,13 @@ def _octal(field: bytes, what: str) -> int:
     text = field.partition(b"\0")[0].strip()
     if not text:
         return 0
-    # int() alone would also take signs and underscores.
-    if not text.isdigit() or b"8" in text or b"9" in text:
-        msg = f"a header whose {what} {text!r} is not a number"
-        raise LayerFormatError(msg)
-    return int(text, 8)
+    try:
+        if text.isdigit():  # int() alone would also take signs and underscores
+            return int(text, 8)
+    except ValueError:  # an 8 or a 9
+        pass
+    msg = f"a header whose {what} {text!r} is not a number"
+    raise LayerFormatError(msg)
 
 
 def _device_number(field: bytes) -> int:
@@ -314,7 +427,12 @@ def _parse_pax(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = record[len(digits) + 1 :].partition(b"=")
         if not equals or not key or not value.endswith(b"\n"):
             raise LayerFormatError("a malformed pax record")
-        records[key] = value[:-1]
+        if key in _SPARSE_PAIR:
+            # Format 0.0 repeats a record for each piece; 0.1 has them all in one.
+            so_far = records.get(b"GNU.sparse.map")
+            records[b"GNU.sparse.map"] = so_far + b"," + value[:-1] if so_far else value[:-1]
+        else:
+            records[key] = value[:-1]
     return records
 
 
@@ -323,8 +441,7 @@ def _kind(header: _Header, name: str) -> Kind:
         return Kind.DIRECTORY  # V7 had no type for it
     kind = _KINDS.get(header.type)
     if kind is None:
-        what = "a sparse file" if header.type == b"S" else f"of type {header.type!r}"
-        msg = f"entry {name!r} is {what}, which is not supported"
+        msg = f"entry {name!r} is of type {header.type!r}, which is not supported"
         raise LayerFormatError(msg)
     return kind
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 _INPUT = 1 << 18
 _OUTPUT = 1 << 20  # of one step: bounds the memory, whatever the ratio
+_AHEAD = 4  # steps
+_ZEROS = bytes(_OUTPUT)
+_HOLE = 1 << 16
 _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 31  # zlib's code for "gzip header, largest window"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -64,13 +69,49 @@ class Growing:
             self._whole = not os.read(self._progress, 1 << 12)
 
 
+class _Ahead:
+    """Decompresses and hashes in a thread of its own, a little ahead of who takes the pieces.
+
+    Neither needs the interpreter for long, so that two processors work on one layer.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], damage: tuple[type[Exception], ...]) -> None:
+        self.digest = hashlib.sha256()
+        self._pieces = pieces
+        self._damage = damage
+        self._ready: queue.Queue[bytes | Exception] = queue.Queue(_AHEAD)
+        self._thread: threading.Thread | None = None
+
+    def next(self) -> bytes:
+        """The next piece; empty at the end. Raises StreamError; not to be called after either."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        piece = self._ready.get()
+        if isinstance(piece, self._damage):
+            msg = f"the compressed data is damaged: {piece}"
+            raise StreamError(msg)
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def _run(self) -> None:
+        try:
+            for piece in self._pieces:
+                self.digest.update(piece)
+                self._ready.put(piece)
+            self._ready.put(b"")
+        except Exception as error:  # noqa: BLE001  raised where the pieces are taken
+            self._ready.put(error)
+
+
 class LayerStream:
     """`read`, `copy_to` and `skip` consume the stream; `finish` drains it."""
 
     def __init__(self, blob: Growing) -> None:
-        self._digest = hashlib.sha256()
         self._pending = memoryview(b"")
-        self._chunks, self._damage = _decompressed(blob)
+        self._ended = False
+        self._ahead = _Ahead(*_decompressed(blob))
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer at the end."""
@@ -83,15 +124,27 @@ class LayerStream:
             size -= len(part)
         return b"".join(parts)
 
-    def copy_to(self, fd: int, size: int) -> None:
-        """Write `size` bytes to a file; StreamError when there are fewer."""
+    def copy_to(self, fd: int, size: int) -> int:
+        """Write `size` bytes to a file; StreamError when there are fewer.
+
+        Long runs of zeros become holes, so that they cost no disk. Returns how many bytes were written.
+        """
+        written, ends_in_hole = 0, False
         while size:
             part = self._take(size)
             if not part:
                 raise StreamError("the layer ends within a file")
             size -= len(part)
+            ends_in_hole = len(part) >= _HOLE and not part[0] and bytes(part) == _ZEROS[: len(part)]
+            if ends_in_hole:
+                os.lseek(fd, len(part), os.SEEK_CUR)
+                continue
+            written += len(part)
             while part:
                 part = part[os.write(fd, part) :]
+        if ends_in_hole:
+            os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR))
+        return written
 
     def skip(self, size: int) -> None:
         """Leave out up to `size` bytes."""
@@ -102,18 +155,14 @@ class LayerStream:
         """Read to the end; the digest of all."""
         while self._take(_OUTPUT):
             pass
-        return f"sha256:{self._digest.hexdigest()}"
+        return f"sha256:{self._ahead.digest.hexdigest()}"
 
     def _take(self, size: int) -> memoryview:
         """At least one and at most `size` bytes; none at the end."""
-        if not self._pending:
-            try:
-                chunk = next(self._chunks, b"")
-            except self._damage as error:
-                msg = f"the compressed data is damaged: {error}"
-                raise StreamError(msg) from None
-            self._digest.update(chunk)
-            self._pending = memoryview(chunk)
+        if not self._pending and not self._ended:
+            piece = self._ahead.next()
+            self._ended = not piece
+            self._pending = memoryview(piece)
         taken, self._pending = self._pending[:size], self._pending[size:]
         return taken
 

@@ -9,7 +9,7 @@ directory (kernel, Documentation/filesystems/overlayfs.rst).
 """
 
 # Paths are strings here: pathlib would double the time of a layer of ten thousand files.
-# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH114, PTH115, PTH211
+# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH114, PTH115, PTH116, PTH211
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ class Tree:
         self.size = 0
         self.inodes = 0
         self._times: dict[str, int] = {}
+        # New files get the mode that they are made with, and our own owner: no directory says otherwise, by its setgid
+        # bit or a default ACL.
+        self._as_asked = not (os.stat(".").st_mode & stat.S_ISGID or os.listxattr("."))
         # Names in `links` by their target, and by the directories above it.
         self._awaited: dict[str, list[str]] = {}
         self._awaited_below: dict[str, list[str]] = {}
@@ -80,18 +83,14 @@ class Tree:
         if not path:
             self._set_root(entry)
             return
-        if is_aufs_mark(path):
+        if ".wh." in path and self._is_mark(path):
             stream.skip(entry.size)
-            return
-        whiteout = parse_whiteout(path)
-        if whiteout is not None:
-            stream.skip(entry.size)
-            self._hide(whiteout)
             return
         directory, _, name = path.rpartition("/")
         place = _join(self._parent(directory), name)
-        self.links.pop(place, None)
-        self._keep_links_to(place, below=entry.kind is not Kind.DIRECTORY)
+        if self._awaited:
+            self.links.pop(place, None)
+            self._keep_links_to(place, below=entry.kind is not Kind.DIRECTORY)
         self._makers[entry.kind](place, entry, stream)
 
     def finish(self) -> None:
@@ -99,22 +98,34 @@ class Tree:
         for path, mtime in self._times.items():
             os.utime(path or ".", ns=(mtime, mtime))
 
+    def _is_mark(self, path: str) -> bool:
+        """Not a file of its own, but a word about others."""
+        if is_aufs_mark(path):
+            return True
+        whiteout = parse_whiteout(path)
+        if whiteout is None:
+            return False
+        self._hide(whiteout)
+        return True
+
     def _set_root(self, entry: Entry) -> None:
         if entry.kind is not Kind.DIRECTORY:
             raise TreeError("the root of the layer is not a directory")
         self.root_given = True
-        set_attributes(".", entry.mode, entry.uid, entry.gid, entry.xattrs)
+        self._set_directory_attributes(".", entry)
         self._times[""] = entry.mtime
 
     def _make_file(self, path: str, entry: Entry, stream: LayerStream) -> None:
-        fd: int = self._replacing(path, lambda: os.open(path, _NEW_FILE, 0o600))
+        mode = entry.mode & 0o777 if self._as_asked else 0o600
+        fd: int = self._replacing(path, lambda: os.open(path, _NEW_FILE, mode))
         try:
-            stream.copy_to(fd, entry.size)
-            set_attributes(fd, entry.mode, entry.uid, entry.gid, entry.xattrs)
+            written = _copy(fd, entry, stream)
+            if not self._as_asked or entry.uid or entry.gid or entry.mode != mode or entry.xattrs:
+                set_attributes(fd, entry.mode, entry.uid, entry.gid, entry.xattrs)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
-        self._count(entry.size)
+        self._count(written)
 
     def _make_directory(self, path: str, entry: Entry, _: LayerStream) -> None:
         if path not in self._directories:
@@ -125,8 +136,13 @@ class Tree:
             self._directories.add(path)
             self._count(_PAGE)
         self.implied.pop(path, None)
-        set_attributes(path, entry.mode, entry.uid, entry.gid, entry.xattrs)
+        self._set_directory_attributes(path, entry)
         self._times[path] = entry.mtime
+
+    def _set_directory_attributes(self, path: str, entry: Entry) -> None:
+        set_attributes(path, entry.mode, entry.uid, entry.gid, entry.xattrs)
+        if entry.mode & stat.S_ISGID or entry.xattrs:
+            self._as_asked = False
 
     def _make_symlink(self, path: str, entry: Entry, _: LayerStream) -> None:
         self._replacing(path, lambda: os.symlink(entry.link, path))
@@ -306,6 +322,18 @@ class Tree:
     def _count(self, size: int) -> None:
         self.inodes += 1
         self.size += (size + _PAGE - 1) // _PAGE * _PAGE
+
+
+def _copy(fd: int, entry: Entry, stream: LayerStream) -> int:
+    """The data of a file; how many bytes of it take room."""
+    if entry.sparse is None:
+        return stream.copy_to(fd, entry.size)
+    written = 0
+    for offset, length in entry.sparse.pieces:
+        os.lseek(fd, offset, os.SEEK_SET)
+        written += stream.copy_to(fd, length)
+    os.ftruncate(fd, entry.sparse.size)
+    return written
 
 
 def prefixes(path: str) -> Iterator[str]:

@@ -11,8 +11,8 @@ import os
 import sys
 from typing import Any
 
-from cri_shim.wire.layer_tar import BLOCK, EntryReader, LayerFormatError, padded
-from cri_shim.zygote.stream import Growing, LayerStream
+from cri_shim.wire.layer_tar import BLOCK, Entry, EntryReader, LayerFormatError, padded
+from cri_shim.zygote.stream import Growing, LayerStream, StreamError
 from cri_shim.zygote.tree import Tree, TreeError
 
 MAX_ENTRIES = 1_000_000
@@ -55,19 +55,16 @@ def enter(directory: int) -> None:
 
 def _apply(stream: LayerStream, tree: Tree) -> None:
     reader = EntryReader()
-    count = 0
+    count, last = 0, ""
     while not reader.finished:
-        wanted = reader.wanted
-        block = stream.read(wanted)
-        if not block and wanted == BLOCK:
-            reader.receive_end()
-            break
-        if len(block) < wanted:
-            raise LayerFormatError("the archive ends within a header")
-        entry = reader.receive(block)
+        try:
+            entry = _next_entry(reader, stream)
+        except LayerFormatError as error:
+            msg = f"after entry {last!r}: {error}" if last else str(error)
+            raise LayerFormatError(msg) from None
         if entry is None:
             continue
-        count += 1
+        count, last = count + 1, entry.name
         if count > MAX_ENTRIES:
             msg = f"entry {entry.name!r}: the layer has more than {MAX_ENTRIES} entries"
             raise LayerFormatError(msg)
@@ -75,7 +72,19 @@ def _apply(stream: LayerStream, tree: Tree) -> None:
             tree.add(entry, stream)
         except OSError as error:
             raise OSError(error.errno, f"entry {entry.name!r}: {os.strerror(error.errno or 0)}") from None
-        except TreeError as error:
+        except (TreeError, StreamError) as error:
             msg = f"entry {entry.name!r}: {error}"
-            raise TreeError(msg) from None
+            raise type(error)(msg) from None
         stream.skip(padded(entry.size) - entry.size)
+
+
+def _next_entry(reader: EntryReader, stream: LayerStream) -> Entry | None:
+    """What the next block says; None: nothing yet, or the archive has ended."""
+    wanted = reader.wanted
+    block = stream.read(wanted)
+    if not block and wanted == BLOCK:
+        reader.receive_end()
+        return None
+    if len(block) < wanted:
+        raise LayerFormatError("the archive ends within a header")
+    return reader.receive(block)

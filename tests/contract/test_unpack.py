@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import itertools
 import os
 import random
 import stat
+import struct
 import subprocess
+import tarfile
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +20,7 @@ import pytest_asyncio
 
 from cri_shim.model.errors import CriShimError, PullError
 from cri_shim.model.ids import Digest
-from tests.support import images
+from tests.support import images, scale
 from tests.support.images import device, directory, fifo, file, hardlink, layer, opaque, symlink, whiteout
 from tests.support.layers import LayerStack, Seen, snapshot
 
@@ -441,11 +445,162 @@ async def test_a_full_disk_is_named(stack: LayerStack, tmp_path: Path) -> None:
         subprocess.run(["umount", str(stack.layout.layers)], check=True)
 
 
-async def test_a_gzip_bomb_of_a_single_file_is_bounded_by_the_disk_not_by_memory(stack: LayerStack) -> None:
-    archive = images.tar([file("zeros", bytes(200_000_000))])
-    blob = images.Blob(gzip.compress(archive, 9, mtime=0), images.TAR_GZIP, images.digest(archive))
-    (record,) = await stack.unpack(blob)
-    assert record.size == 200_003_584
+async def test_gigabytes_of_zeros_cost_neither_disk_nor_memory(stack: LayerStack) -> None:
+    size = scale.count(full=10 << 30, quick=1 << 30)
+    info = tarfile.TarInfo("zeros")
+    info.size = size
+    head, block = info.tobuf(), bytes(1 << 20)
+    packed, digest = zlib.compressobj(1, wbits=31), hashlib.sha256()
+    data = bytearray()
+    for piece in itertools.chain((head,), itertools.repeat(block, size >> 20), (bytes(1024),)):
+        digest.update(piece)
+        data += packed.compress(piece)
+    data += packed.flush()
+    (record,) = await stack.unpack(images.Blob(bytes(data), images.TAR_GZIP, f"sha256:{digest.hexdigest()}"))
+    unpacked = (stack.layers.path(record) / "zeros").stat()
+    assert unpacked.st_size == size
+    assert unpacked.st_blocks * 512 <= record.size + 4096 < size // 100
+
+
+FORMATS = {
+    "v7": ["--format=v7"],
+    "ustar": ["--format=ustar"],
+    "oldgnu": ["--format=oldgnu", "--sparse"],
+    "gnu": ["--format=gnu", "--sparse"],
+    "pax 0.0": ["--format=posix", "--sparse", "--sparse-version=0.0"],
+    "pax 0.1": ["--format=posix", "--sparse", "--sparse-version=0.1"],
+    "pax 1.0": ["--format=posix", "--sparse", "--sparse-version=1.0", "--xattrs", "--xattrs-include=*"],
+}
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=list(FORMATS))
+async def test_what_gnu_tar_writes_comes_out_as_it_was(stack: LayerStack, tmp_path: Path, options: list[str]) -> None:
+    source = tmp_path / "source"
+    (source / "d/e").mkdir(parents=True)
+    (source / "d/e").chmod(0o2750)
+    (source / "d/file").write_text("text")
+    (source / "d/file").chmod(0o4711)
+    os.chown(source / "d/file", 7, 8)
+    (source / "d/link").hardlink_to(source / "d/file")
+    (source / "d/soft").symlink_to("../d/file")
+    if "--format=v7" not in options:
+        os.mkfifo(source / "pipe")
+    os.setxattr(source / "d/e", "user.note", b"a\0b")
+    os.setxattr(source / "d/soft", "trusted.note", b"x", follow_symlinks=False)
+    if len(options) > 1:
+        (source / ("n" * 200)).write_text("long name")
+        (source / "far").symlink_to("t" * 300)
+    with (source / "holes").open("wb") as file:
+        for place in range(0, 3_000_000, 100_000):  # more pieces than a header has room for
+            file.seek(place)
+            file.write(b"data at %d" % place)
+        file.truncate(3_500_000)
+    command = ["tar", *options, "-C", str(source), "-cf", "-", "."]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    (record,) = await stack.unpack(images.layer_of(archive))
+    root = stack.layers.path(record)
+    assert snapshot(root) == snapshot(source)
+    for name in ("d", "d/file", "d/soft", "holes"):
+        assert int((root / name).lstat().st_mtime) == int((source / name).lstat().st_mtime)
+    assert (root / "d/link").stat().st_ino == (root / "d/file").stat().st_ino
+    if len(options) > 1:
+        assert (root / "holes").stat().st_blocks <= (source / "holes").stat().st_blocks
+    if "--xattrs" in options:
+        assert os.getxattr(root / "d/e", "user.note") == b"a\0b"
+        assert os.getxattr(root / "d/soft", "trusted.note", follow_symlinks=False) == b"x"
+
+
+async def test_files_in_directories_that_hand_things_down_are_as_the_archive_says(stack: LayerStack) -> None:
+    """A setgid bit or a default ACL of a directory must not reach what is made in it."""
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in ACL)
+    acl = {"SCHILY.xattr.system.posix_acl_default": access.decode("utf-8", "surrogateescape")}
+    entries = [
+        file("first", mode=0o666),
+        directory("g", 0o2777, gid=50),
+        file("g/f", mode=0o666),
+        directory("g/d"),
+        directory("a", 0o777, pax_headers=acl),
+        file("a/f", mode=0o666),
+        file("a/s", mode=0o6755),
+    ]
+    (record,) = await stack.unpack(layer(entries))
+    seen = snapshot(stack.layers.path(record))
+    assert {name: (found.mode, found.gid) for name, found in seen.items()} == {
+        "first": (0o666, 0),
+        "g": (0o2777, 50),
+        "g/f": (0o666, 0),
+        "g/d": (0o755, 0),
+        "a": (0o777, 0),
+        "a/f": (0o666, 0),
+        "a/s": (0o6755, 0),
+    }
+
+
+ACL = ((1, 4, 0xFFFFFFFF), (4, 4, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF))
+"""Owner, group, others: read. (tag, permissions, id; linux/posix_acl_xattr.h)"""
+
+
+async def test_a_million_entries_and_more_are_refused(stack: LayerStack) -> None:
+    """Names that mean nothing outside of aufs: they make no file, and are entries all the same."""
+    head = tarfile.TarInfo(".wh..wh.plnk").tobuf()
+    number = scale.count(full=1_000_001, quick=20_001)
+    blob = images.layer_of(head * number + bytes(1024))
+    if number > 1_000_000:
+        with pytest.raises(PullError, match=r"entry '.wh..wh.plnk': the layer has more than 1000000 entries"):
+            await stack.unpack(blob)
+        assert stack.left() == []
+    else:
+        await stack.unpack(blob)
+
+
+def raw(name: bytes = b"victim", **fields: bytes) -> bytes:
+    """A header with fields that no tool writes."""
+    places = {"name": 0, "mode": 100, "size": 124, "type": 156, "link": 157}
+    block = bytearray(tarfile.TarInfo("victim").tobuf())
+    for field, value in {"name": name, **fields}.items():
+        block[places[field] : places[field] + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(record: bytes) -> bytes:
+    size = len(record) + len(b"  \n")
+    record = b"%d %s\n" % (size if size < 10 else size + 1, record)
+    return raw(type=b"x", size=b"%011o\0" % len(record)) + record.ljust(512, b"\0")
+
+
+GOOD = images.tar([file("good")])[:512]
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        (raw(size=b"\xff" * 12), "after entry 'good': entry 'victim' has the size -1"),
+        (pax(b"size=-9") + raw(), "after entry 'good': entry 'victim' has the size b'-9'"),
+        (raw(size=b"77777777777\0"), "entry 'victim': the layer ends within a file"),
+        (pax(b"path=a\0b") + raw(), "after entry 'good': a name with a NUL in it"),
+        (pax(b"linkpath=a\0b") + raw(type=b"2"), "after entry 'good': a link target with a NUL in it"),
+        (raw(type=b"Z"), "after entry 'good': entry 'victim' is of type b'Z'"),
+        (raw()[:-1] + b"!", "after entry 'good': a header with a wrong checksum"),
+        (raw(type=b"3"), None),
+        (raw(b"a\nb"), None),
+        (raw(b"good", type=b"5"), None),
+        (raw(b"good", type=b"1", link=b"good"), None),
+    ],
+)
+async def test_what_no_tool_writes_is_refused_by_layer_and_entry_or_contained(
+    stack: LayerStack, archive: bytes, reason: str | None
+) -> None:
+    blob = images.layer_of(GOOD + archive + bytes(1024))
+    if reason is None:
+        (record,) = await stack.unpack(blob)
+        assert len(snapshot(stack.layers.path(record))) in {1, 2}
+        return
+    with pytest.raises(PullError) as caught:
+        await stack.unpack(blob)
+    assert str(caught.value).startswith(f"layer {blob.digest}: {reason}")
+    assert stack.left() == []
 
 
 async def test_a_layer_key_is_the_chain_only_where_it_must_be(stack: LayerStack) -> None:

@@ -137,6 +137,7 @@ def test_bytes_that_are_no_utf8_survive() -> None:
 def header(**changes: bytes) -> bytes:
     """A good header with fields overwritten, and its checksum put right."""
     fields = {"name": 0, "mode": 100, "uid": 108, "size": 124, "mtime": 136, "type": 156, "link": 157, "major": 329}
+    fields |= {"pieces": 386, "is_continued": 482}
     block = bytearray(images.tar([images.file("file")])[:BLOCK])
     for field, value in changes.items():
         block[fields[field] : fields[field] + len(value)] = value
@@ -162,7 +163,10 @@ END = bytes(2 * BLOCK)
         (header(size=b"\xff" * 12) + END, "size -1"),
         (header(size=b"\x80" + b"\x7f" * 11) + END, "size"),
         (header(uid=b"\xff" * 8) + END, "uid -1"),
-        (header(type=b"S") + END, "sparse"),
+        (header(type=b"S", pieces=b"00000000000\0" * 2 + b"00000000007\0" * 2) + END, "'file' has a map of holes that"),
+        (header(type=b"S", pieces=b"\xff" * 24) + END, "'file' has a map of holes that"),
+        (header(type=b"S", is_continued=b"\1") + (b"\0" * 504 + b"\1" * 8) * 3, "within a header"),
+        (header(type=b"S", is_continued=b"\1") + header()[:100], "map of holes without an end"),
         (header(type=b"Z") + END, "type b'Z'"),
         (header(type=b"3", major=b"7777777\0") + END, "device number"),
         (bytes(BLOCK) + header() + END, "after the end mark"),
@@ -177,7 +181,9 @@ END = bytes(2 * BLOCK)
         (extension(b"x", b"11 size=-1\n") + header() + END, "size b'-1'"),
         (extension(b"x", b"12 mtime=1e\n") + header() + END, "mtime"),
         (extension(b"x", b"12 path=a\0b\n") + header() + END, "NUL"),
-        (extension(b"x", b"25 GNU.sparse.major=1\n".replace(b"25", b"22")) + header() + END, "sparse"),
+        (extension(b"x", b"22 GNU.sparse.major=1\n") + header() + END, "'file' has a map of holes without an end"),
+        (extension(b"x", b"22 GNU.sparse.map=0,9\n") + header() + END, "'file' has a map of holes that"),
+        (extension(b"x", b"22 GNU.sparse.map=0,x\n") + header() + END, "'file' has a malformed map of holes"),
         (extension(b"L", b"n" * 5000) + header() + END, "5000 bytes"),
     ],
 )
