@@ -21,7 +21,7 @@ from cri_shim.model.handler import Handler, Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS, HandlerRules, WasmMode
 
 ENTRY_POINTS = "cri_shim.handlers"
-_OWN = {"oci": "handlers.oci", "wasmtime": "handlers.wasmtime"}
+_OWN = {"oci": "handlers.oci", "wasmtime": "handlers.wasmtime.kind"}
 
 
 class HandlerModule(Protocol):

@@ -228,11 +228,6 @@ def make_shared(path: Path) -> None:
     _set_propagation(path, libc.MS_SHARED)
 
 
-def make_slave(path: Path) -> None:
-    """Receive mounts and unmounts of others and send none, for the mount at the path and all below it."""
-    _set_propagation(path, libc.MS_SLAVE | libc.MS_REC)
-
-
 def make_private(path: Path) -> None:
     """Make the mount at `path` private; a plain directory is bound onto itself first."""
     _set_propagation(path, libc.MS_PRIVATE)

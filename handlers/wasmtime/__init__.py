@@ -1,21 +1,5 @@
-"""Wasm modules by wasmtime, in threads of the daemon or in processes of their own.
+"""Wasm modules by wasmtime, in threads of the daemon or in processes of their own. A folder per runtime kind.
 
-A folder per runtime kind: `OPTIONS` and `make` are its face.
+Its face is `handlers.wasmtime.kind`. Invariant: importing the package loads nothing, and importing the worker loads
+neither the event loop nor the messages of the CRI: whatever a zygote has loaded, each of its workers pays for.
 """
-
-from __future__ import annotations
-
-import os
-
-from cri_shim.adapters.context import HandlerContext
-from cri_shim.model.handler import Handler, Kind
-from handlers.wasmtime.handler import WasmtimeHandler
-from handlers.wasmtime.options import WasmtimeOptions
-
-OPTIONS = WasmtimeOptions
-KIND = Kind.WASM
-
-
-def make(name: str, options: WasmtimeOptions, context: HandlerContext) -> Handler:
-    """Build the handler `name`. Cheap: the engine is loaded when the first module comes."""
-    return WasmtimeHandler(name, options, context, os.geteuid())

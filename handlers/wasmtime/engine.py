@@ -7,7 +7,6 @@ Invariant: a compiled module is only ever loaded into an engine made here, by th
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Final
@@ -36,6 +35,8 @@ def new_engine() -> wasmtime.Engine:
 
 def engine_key() -> str:
     """Names the engine's version, the settings and the CPU: a directory name."""
+    import importlib.metadata  # noqa: PLC0415  a worker, which has no need of it, goes without its 2 MiB
+
     facts = repr((sorted(_SETTINGS.items()), _cpu_features())).encode()
     version = importlib.metadata.version("wasmtime")
     return f"wasmtime-{version}-{platform.machine()}-{hashlib.sha256(facts).hexdigest()[:16]}"

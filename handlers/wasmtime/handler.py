@@ -28,7 +28,8 @@ from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime import preopens
 from handlers.wasmtime.cache import ModuleCache
 from handlers.wasmtime.ending import ends_guest
-from handlers.wasmtime.guest_spec import GuestSpec, as_worker, guest_spec, with_limits
+from handlers.wasmtime.guest_plan import as_worker, guest_spec, with_limits
+from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.in_process import Guests
 from handlers.wasmtime.limits import worker_limits, worker_spec
 from handlers.wasmtime.module_file import find_module

@@ -22,30 +22,33 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import msgspec
+import wasmtime
 
 from cri_shim.adapters.log_pump import LogPump
-from cri_shim.kernel import credentials, libc, mounts
+from cri_shim.kernel import credentials, libc
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from handlers.wasmtime.component import link_component
 from handlers.wasmtime.core_module import link_module
+from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest import Guest, Services
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
 from handlers.wasmtime.quota import Throttle
 
 MESSAGE: Final = 1 << 16
-_ROOT: Final = Path("/")
+_SPECS: Final = msgspec.json.Decoder(GuestSpec)
+_EXITS: Final = msgspec.json.Encoder()
 _STOP_SECONDS: Final = 0.05
 """How long a stopped guest has to end by itself. A component in a call of the host does not."""
 _SIGKILL: Final = 128 + 9
 
 
 def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
-    """Arguments: `id`, `spec` (a `GuestSpec`), `compiled` (a path), `empty` (a directory to be shut up in).
+    """Arguments: `id`, `spec` (a `GuestSpec`, JSON), `compiled` (a path), `empty` (a directory to be shut up in).
 
     Descriptors: the listening socket, the exit file, and the network namespace if it is not the host's.
     """
-    spec = msgspec.convert(arguments["spec"], GuestSpec)
+    spec = _SPECS.decode(arguments["spec"])
     if spec.worker is None:
         msg = "no worker was asked for"
         raise ValueError(msg)
@@ -70,7 +73,7 @@ def _enter(spec: WorkerSpec, namespaces: Sequence[int]) -> None:
         libc.setns(namespace, libc.CLONE_NEWNET)
         os.close(namespace)
     libc.unshare(libc.CLONE_NEWNS)
-    mounts.make_slave(_ROOT)
+    libc.mount(None, "/", None, libc.MS_SLAVE | libc.MS_REC)  # what the host unmounts is unmounted here too
 
 
 @dataclass(slots=True)
@@ -150,7 +153,7 @@ class _Worker:
     def _leave(self, ended: Exit) -> None:
         """Once; whoever comes second has nothing to say any more."""
         with self._leaving:
-            os.write(self.exit_fd, msgspec.json.encode(ended))
+            os.write(self.exit_fd, _EXITS.encode(ended))
             os._exit(0)
 
     def _tell(self, news: Mapping[str, object]) -> None:
@@ -158,3 +161,16 @@ class _Worker:
         for client in tuple(self._clients.values()):
             with contextlib.suppress(OSError):
                 client.send(data)
+
+
+def _warm_up() -> None:
+    """In the zygote: what a process does only the first time, so that no worker has to, and none has it in memory."""
+    engine = new_engine()
+    linker = wasmtime.Linker(engine)
+    linker.allow_shadowing = True
+    linker.define_wasi()
+    wasmtime.Store(engine).set_limits(memory_size=-1)
+    _EXITS.encode(Exit(code=0, at=0, reason=Reason.COMPLETED))
+
+
+_warm_up()

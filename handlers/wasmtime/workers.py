@@ -225,7 +225,7 @@ class Workers:
     ) -> tuple[WorkerRun, asyncio.Future[int]]:
         arguments = {
             "id": container_id,
-            "spec": msgspec.to_builtins(spec),
+            "spec": msgspec.json.encode(spec).decode(),
             "compiled": str(compiled),
             "empty": str(opened.files.empty),
         }

@@ -15,7 +15,7 @@ import pytest
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
-from handlers import wasmtime as kind
+from handlers.wasmtime import kind
 from tests.contract.wasm_bench import WasmBench, wasm_bench
 from tests.support import wasm
 
@@ -143,7 +143,7 @@ def test_options_that_are_refused(settings: dict[str, str], words: str) -> None:
 
 UNUSED = """
 import sys, threading
-from handlers import wasmtime as kind
+from handlers.wasmtime import kind
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.model.layout import Layout
 from pathlib import Path

@@ -22,7 +22,7 @@ from cri_shim.model.ids import ContainerId, Digest, ImageId
 from cri_shim.model.image import ImageConfig, ImageRecord, Platform, WasmModule
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
-from handlers import wasmtime as kind
+from handlers.wasmtime import kind
 from handlers.wasmtime.placement import Isolation
 from tests.contract.handler_suite import PATIENCE, Bench
 from tests.support import wasm

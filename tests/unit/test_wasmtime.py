@@ -11,7 +11,7 @@ from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import InvalidArgument
 from handlers.wasmtime import poll
 from handlers.wasmtime.ending import Ending, ends_guest, exit_from
-from handlers.wasmtime.guest_spec import nice_from_shares, parse_cpus
+from handlers.wasmtime.guest_plan import nice_from_shares, parse_cpus
 from handlers.wasmtime.module_file import split_entry
 
 NOW = poll.Now(realtime=1_000_000_000, monotonic=5_000)

@@ -1,0 +1,91 @@
+"""From the plan of a container to the `GuestSpec`. Decisions, no effects; the request has passed the refusals."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+import msgspec
+
+from cri_shim.model.errors import InvalidArgument
+from cri_shim.model.handler import ContainerPlan
+from cri_shim.pb import api_pb2 as pb
+from handlers.wasmtime.guest_spec import Entry, GuestSpec, Preopen, WorkerSpec
+from handlers.wasmtime.quota import CpuLimit
+
+_GENTLEST, _KEENEST = 19, 5
+"""Nice values of guests: never the weight of the daemon's own threads, which are at 0."""
+_SHARES: Final = 1024
+"""CPU shares of a thread at nice 0 (kernel, sched/core.c: sched_prio_to_weight; one nice level is a factor 1.25)."""
+_CPUS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+
+
+def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Preopen, ...]) -> GuestSpec:
+    """Map the plan, for a module in the daemon's process."""
+    spec = GuestSpec(
+        entry=entry,
+        argv=(argv0, *plan.process.args[1:]),
+        env=_environment(plan),
+        preopens=preopens,
+        # In-process use is not charged to the pod's cgroup, so the pod's limits have to hold here.
+        pod_memory_limit=plan.pod.config.linux.resources.memory_limit_in_bytes,
+        memory_limit=0,
+        pod_cpu=_cpu_limit(plan.pod.config.linux.resources),
+        cpu=None,
+        nice=0,
+        cpus=(),
+        log_path=str(plan.log_path) if plan.log_path is not None else "",
+    )
+    return with_limits(spec, plan.config.linux.resources)
+
+
+def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> GuestSpec:
+    """The same guest, in the daemon's process, with these limits."""
+    return msgspec.structs.replace(
+        spec,
+        memory_limit=max(0, resources.memory_limit_in_bytes or spec.pod_memory_limit),
+        cpu=_cpu_limit(resources) or spec.pod_cpu,
+        nice=nice_from_shares(resources.cpu_shares),
+        cpus=parse_cpus(resources.cpuset_cpus),
+    )
+
+
+def as_worker(spec: GuestSpec, worker: WorkerSpec) -> GuestSpec:
+    """The same guest in a worker, where a cgroup has the limits."""
+    return msgspec.structs.replace(spec, worker=worker, memory_limit=0, cpu=None, nice=0, cpus=())
+
+
+def _environment(plan: ContainerPlan) -> tuple[tuple[str, str], ...]:
+    variables = {name: value for name, _, value in (item.partition("=") for item in plan.process.env)}
+    if plan.process.cwd not in {"", "/"}:
+        # WASI preview 1 has no working directory; Go's runtime takes it from here.
+        variables.setdefault("PWD", plan.process.cwd)
+    return tuple(variables.items())
+
+
+def _cpu_limit(resources: pb.LinuxContainerResources) -> CpuLimit | None:
+    if resources.cpu_quota <= 0:
+        return None
+    return (
+        CpuLimit(resources.cpu_quota, resources.cpu_period) if resources.cpu_period else CpuLimit(resources.cpu_quota)
+    )
+
+
+def nice_from_shares(shares: int) -> int:
+    """The nice value whose weight is nearest to these CPU shares, always gentler than the daemon. 0 = not said."""
+    level = math.log((shares or _SHARES) / _SHARES) / math.log(1.25) if shares >= 0 else 0.0
+    return min(_GENTLEST, max(_KEENEST, round(-level)))
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """A list of CPUs as in cpuset(7): `0-2,7`."""
+    cpus: list[int] = []
+    for part in filter(None, text.split(",")):
+        found = _CPUS.fullmatch(part)
+        if found is None:
+            msg = f"linux.resources.cpuset_cpus: {text[:100]!r} is not a list of CPUs such as 0-2,7"
+            raise InvalidArgument(msg)
+        first, last = found.groups()
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return tuple(cpus)
