@@ -75,6 +75,10 @@ class Files:
         return self.bundle / "ctl"
 
     @property
+    def log_link(self) -> Path:
+        return self.bundle / "log"
+
+    @property
     def runtime_log(self) -> Path:
         return self.bundle / "runtime.log"
 
@@ -286,7 +290,7 @@ class Monitors:
 
     def _arguments(self, launch: Launch) -> list[str]:
         files, bundle = launch.files, str(launch.files.bundle)
-        log = "none" if launch.log_path is None else f"k8s-file:{launch.log_path}"
+        log = "none" if launch.log_path is None else f"k8s-file:{_log_for_conmon(launch.log_path, files.log_link)}"
         words = [self._program, "--sync", "-c", launch.container_id, "--cuuid", launch.container_id]
         words += ["--name", launch.container_id, "--bundle", bundle, "--persist-dir", bundle, "--exit-dir", bundle]
         words += ["--container-pidfile", str(files.pid), "--log-path", log, "--no-sync-log", "--full-attach"]
@@ -304,8 +308,11 @@ class Monitors:
 
 
 def _environment() -> dict[str, str]:
-    """What conmon hands on to the runtime, which needs to find its own helpers and nothing else."""
-    return {"PATH": os.environ.get("PATH", os.defpath)}
+    """What conmon hands on to the runtime, which needs to find its own helpers and nothing else.
+
+    Without a locale conmon takes no argument beyond ASCII, such as the path of a log.
+    """
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 
 
 def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
@@ -323,6 +330,14 @@ def _make_log(path: Path) -> None:
         os.fchmod(fd, LOG_MODE)
     finally:
         os.close(fd)
+
+
+def _log_for_conmon(path: Path, link: Path) -> Path:
+    """A colon ends the path for conmon: such a one goes by a link."""
+    if ":" not in str(path):
+        return path
+    link.symlink_to(path)
+    return link
 
 
 async def _read_line(fd: int) -> bytes:

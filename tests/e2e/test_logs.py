@@ -48,6 +48,17 @@ def reopen(lab: Lab, container: str) -> bool:
     return True
 
 
+def test_any_name_will_do(shared_lab: Lab, registry: images.Registry, handler: str) -> None:
+    lab, pod = shared_lab, shared_lab.pod(handler)
+    for number, name in enumerate(("é/日本.log", "a:b c.log", "%s'\"$x.log", "-.log")):
+        config = numbers(lab, registry, handler, 1)
+        config.metadata.attempt, config.log_path = number, name
+        container = lab.cri.run(pod, config)
+        lab.cri.wait_exit(container)
+        assert lab.cri.status(container).log_path == f"{pod.config.log_directory}/{name}"
+        assert whole_lines(lab.cri.log(container)) == ["1"]
+
+
 def test_rotation_during_a_flood(shared_lab: Lab, registry: images.Registry, handler: str) -> None:
     """Renamed and reopened as the kubelet does it, without a pause: no line is lost, and none is there twice."""
     lab, last = shared_lab, count(full=2_000_000, quick=500_000)
