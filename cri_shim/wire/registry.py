@@ -15,7 +15,6 @@ Sources: OCI distribution-spec 1.1; distribution "Token Authentication Specifica
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import re
 from collections.abc import Mapping, Sequence
@@ -141,7 +140,7 @@ def parse_credentials(
     if auth and not username and not password:
         try:
             text = base64.b64decode(auth, validate=True).decode().strip("\0")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, not ASCII, not UTF-8
             raise InvalidArgument("auth.auth is not base64 of user:password") from None
         username, colon, password = text.partition(":")
         if not colon:

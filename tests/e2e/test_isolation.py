@@ -81,6 +81,46 @@ def test_the_pid_namespace_of_another_container(shared_lab: Lab, handler: str) -
     assert "sleep 1234" in lab.say(pod, "tr '\\0' ' ' </proc/1/cmdline; echo", join, name="debug")[0]
 
 
+def test_a_shared_pid_namespace_has_a_reaper_and_nothing_of_the_host(
+    shared_lab: Lab, tmp_path: Path, handler: str
+) -> None:
+    """Whoever may look into the first process finds a program in an empty root, and nothing that leads elsewhere."""
+    lab = shared_lab
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW"}))
+    sandbox = lab.pod_config(pid=pb.POD)
+    seccomp = sandbox.linux.security_context.seccomp
+    seccomp.profile_type, seccomp.localhost_ref = pb.SecurityProfile.Localhost, str(profile)
+    script = """
+        sh -c 'sleep 0.01 & exit'; sleep 0.1; cat /proc/1/comm; cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z'
+        awk '/^(Uid|CapPrm|CapBnd|NoNewPrivs|Seccomp):/ {print $1 $2}' /proc/1/status
+        cd /proc/1/root/ 2>/dev/null || exit 0
+        ls -A; find . -path ./proc -prune -o -type f -print; readlink /proc/1/cwd
+        for file in /proc/1/fd/*; do readlink $file | cut -d: -f1; done | sort -u
+        (touch x || : >catatonit || : >/proc/1/exe) 2>/dev/null || echo unchanged"""
+    head = ["catatonit", "0", "Uid:65535", f"CapPrm:{0:016x}", f"CapBnd:{0:016x}", "NoNewPrivs:1", "Seccomp:2"]
+    root = ["catatonit", "dev", "proc", "./catatonit", "/", "/dev/null", "anon_inode", "pipe", "unchanged"]
+    nobody, context = pb.Int64Value(value=65535), pb.LinuxContainerSecurityContext
+    for attempt, (asked, may_look) in enumerate(
+        (
+            (context(capabilities=pb.Capability(drop_capabilities=["ALL"])), False),
+            (context(), False),
+            (
+                context(run_as_user=nobody, run_as_group=nobody, capabilities=pb.Capability(drop_capabilities=["ALL"])),
+                True,
+            ),
+            (context(capabilities=pb.Capability(add_capabilities=["SYS_PTRACE"])), True),
+            (context(capabilities=pb.Capability(add_capabilities=["ALL"])), True),
+        )
+    ):
+        sandbox.metadata.attempt = attempt
+        config = lab.shell(script, name=f"c{attempt}")
+        config.linux.security_context.CopyFrom(asked)
+        config.linux.security_context.namespace_options.pid = pb.POD
+        code, lines = lab.output(lab.pod(handler, config=sandbox), config)
+        assert (code, lines) == (0, [*head, *(root if may_look else [])])
+
+
 def test_limits(shared_lab: Lab, handler: str) -> None:
     lab, pod = shared_lab, shared_lab.pod(handler)
     config = lab.shell("exec sleep 1000")

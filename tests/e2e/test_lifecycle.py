@@ -134,19 +134,6 @@ def test_ids_may_be_shortened(lab: Lab) -> None:
     assert lab.cri.pod_status(pod.id[:10]).id == pod.id
 
 
-def test_a_shared_pid_namespace_has_a_reaper_and_nothing_of_the_host(lab: Lab) -> None:
-    for handler in ("runc", "crun"):
-        pod = lab.pod(handler, pid=pb.POD)
-        config = container_config(
-            lab.busybox, "sh", "-c", "cat /proc/1/comm; ls /proc/1/root/etc; echo end", pid=pb.POD
-        )
-        code, lines = lab.output(pod, config)
-        assert code == 0
-        assert lines[0] == "catatonit"
-        assert not any("passwd" in line or "shadow" in line for line in lines)
-        lab.cri.remove_pod(pod)
-
-
 def test_reopened_logs_go_to_a_new_file(lab: Lab) -> None:
     pod = lab.pod("crun")
     container = lab.cri.run(pod, lab.shell("while :; do echo tick; sleep 0.05; done"))

@@ -263,7 +263,7 @@ def test_cri_credentials_in_all_their_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["***", base64.b64encode(b"nocolon").decode(), base64.b64encode(b"\xff:\xff").decode()]
+    "text", ["***", "é", base64.b64encode(b"nocolon").decode(), base64.b64encode(b"\xff:\xff").decode()]
 )
 def test_auth_that_is_no_pair_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="base64 of user:password"):
