@@ -5,10 +5,14 @@ With a runtime that is able to; what becomes of such pods with others is here to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -18,12 +22,14 @@ from cri_shim.kernel import mounts
 from cri_shim.pb import api_pb2 as pb
 from tests.conftest import MakeDaemon
 from tests.e2e.conftest import Lab
+from tests.e2e.test_semantics import tmpfs
 from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import Pod, container_config, whole_lines
 from tests.support.expect import eventually, refused
 from tests.support.new_runtime import is_able, new_runtime
-from tests.support.world import unchanged
+from tests.support.scale import count, seeded
+from tests.support.world import settle, unchanged
 
 pytestmark = pytest.mark.root
 
@@ -38,14 +44,18 @@ def userns_lab(make_shared_daemon: MakeDaemon, busybox: str, registry: images.Re
     runtime = new_runtime()
     if runtime is None:
         pytest.skip("no runtime here knows user namespaces: run scripts/fetch-crun .runtimes")
-    new = {"kind": "oci", "path": runtime, "wasm": "executor", "min_memory": 512_000}
-    handlers = {"new": new, OLD: {"kind": "oci", "path": OLD}, "wasm": {"kind": "wasmtime", "linux_containers": "new"}}
-    daemon = make_shared_daemon({"default_handler": "new", "handlers": handlers})
+    daemon = make_shared_daemon(handlers(runtime))
     with daemon.client() as cri:
         cri.pull(busybox)
         wasm = registry.push_wasm("test/userns:1", guests.HELLO)
         cri.pull(wasm)
         yield Lab(daemon, cri, busybox, wasm)
+
+
+def handlers(runtime: str) -> dict[str, object]:
+    new = {"kind": "oci", "path": runtime, "wasm": "executor", "min_memory": 512_000}
+    wasm = {"kind": "wasmtime", "linux_containers": "new"}
+    return {"default_handler": "new", "handlers": {"new": new, OLD: {"kind": "oci", "path": OLD}, "wasm": wasm}}
 
 
 @pytest.fixture
@@ -246,6 +256,28 @@ def test_volumes(lab: Lab, tmp_path: Path) -> None:
     assert owner_of(tmp_path / "missing/new") == (0, 0)
 
 
+def test_mounts_of_the_node_arrive_and_none_leaves(lab: Lab, tmp_path: Path) -> None:
+    with tmpfs(tmp_path, "defaults"):
+        subprocess.run(["mount", "--make-shared", str(tmp_path)], check=True)
+        config = lab.shell("exec sleep 1000")
+        for mount in (volume(tmp_path, "/mapped"), pb.Mount(host_path=str(tmp_path), container_path="/plain")):
+            mount.propagation = pb.PROPAGATION_HOST_TO_CONTAINER
+            config.mounts.append(mount)
+        pod = run_pod(lab)
+        container = lab.cri.run(pod, config)
+        (tmp_path / "later").mkdir()
+        with tmpfs(tmp_path / "later", "defaults"):
+            (tmp_path / "later/file").touch()
+            said = lab.cri.exec(container, ["ls", "/mapped/later", "/plain/later"])
+        assert said.stdout.decode().split() == ["/mapped/later:", "file", "/plain/later:", "file"]
+        config.mounts[0].propagation = pb.PROPAGATION_BIDIRECTIONAL
+        config.metadata.name = "refused"
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "PROPAGATION_BIDIRECTIONAL of /mapped"):
+            lab.cri.create(pod, config)
+        lab.cri.stop(container)
+        lab.cri.remove(container)
+
+
 def test_mounts_that_cannot_be_mapped_are_refused_by_name(lab: Lab, tmp_path: Path) -> None:
     pod = run_pod(lab)
     one_sided = volume(tmp_path, "/one-sided")
@@ -352,6 +384,32 @@ def test_it_outlives_the_daemon(lab: Lab) -> None:
     mounts.unmount(lab.daemon.state / "pods" / pod.id / "ns" / "user")
     lab.daemon.start()
     assert lab.cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+
+
+def test_a_kill_in_the_middle_leaves_nothing(make_daemon: MakeDaemon, userns_lab: Lab) -> None:
+    daemon = make_daemon(handlers(new_runtime() or ""))
+    settle(daemon, {"new": userns_lab.busybox})
+    with daemon.client() as cri:  # crun keeps the filter of its first infra container
+        cri.run_pod(daemon.pod_config(pid=pb.POD))
+        cri.remove_all_pods()
+    moments = seeded()
+
+    def make(number: int) -> None:
+        config = daemon.pod_config(pid=pb.POD if number % 2 else pb.CONTAINER)
+        config.linux.security_context.namespace_options.userns_options.CopyFrom(userns(FIRST + number * LENGTH))
+        with daemon.client() as cri, contextlib.suppress(grpc.RpcError):
+            cri.run(cri.run_pod(config), container_config(userns_lab.busybox, "sleep", "1000"))
+
+    for _ in range(count(full=20, quick=3)):
+        with unchanged(daemon), ThreadPoolExecutor() as pool:
+            made = [pool.submit(make, number) for number in range(count(full=20, quick=6))]
+            time.sleep(moments.uniform(0.02, 0.8))
+            daemon.kill()
+            for future in made:
+                future.result()
+            daemon.start()
+            with daemon.client() as cri:
+                cri.remove_all_pods()
 
 
 def test_limits_and_figures(lab: Lab) -> None:

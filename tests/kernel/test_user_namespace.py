@@ -97,7 +97,13 @@ async def test_errors_come_out(zygote: Zygote, pins: Path) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-async def test_layers_appear_mapped_in_the_overlay_alone(zygote: Zygote, pins: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("append", [True, False])
+async def test_layers_appear_mapped_in_the_overlay_alone(
+    zygote: Zygote, pins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool
+) -> None:
+    if append and not mounts._has_lowerdir_append():
+        pytest.skip("this kernel has no lowerdir+")
+    monkeypatch.setattr(mounts, "_has_lowerdir_append", lambda: append)
     await pin(zygote, pins)
     layers, upper, work, target = (tmp_path / name for name in ("layers", "upper", "work", "target"))
     for path in (layers / "1", layers / "2", upper, work, target):
