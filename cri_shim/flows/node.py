@@ -62,7 +62,13 @@ class Node:
         return pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
             runtime_handlers=self._runtime_handlers(),
-            features=pb.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
+            features=pb.RuntimeFeatures(
+                supplemental_groups_policy=True,
+                mount_options=True,
+                user_namespaces_host_network=any(
+                    not handler.features.no_user_namespaces for handler in self.handlers.live.values()
+                ),
+            ),
             info=info,
         )
 

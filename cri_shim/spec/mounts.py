@@ -61,9 +61,16 @@ def _defaults(plan: ContainerPlan) -> list[Json]:
         *minimal,
         _kernel_fs("/dev/pts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *terminals)),
         _kernel_fs("/dev/mqueue", "mqueue", _OF_KERNEL),
-        _kernel_fs("/sys", "sysfs", (*_OF_KERNEL, access)),
+        _sysfs(plan.pod, access),
         _kernel_fs("/sys/fs/cgroup", "cgroup", (*_OF_KERNEL, "relatime", access)),
     ]
+
+
+def _sysfs(pod: PodContext, access: str) -> Json:
+    """A sysfs shows a network namespace, and only who owns that can mount one; else there is the node's to look at."""
+    if pod.ids is not None and pod.net is None:
+        return bind("/sys", "/sys", ("rbind", "rslave", *_OF_KERNEL, "rro"))
+    return _kernel_fs("/sys", "sysfs", (*_OF_KERNEL, access))
 
 
 def _of_pod(plan: ContainerPlan) -> list[Json]:

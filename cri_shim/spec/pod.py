@@ -181,8 +181,8 @@ def _check_fields(config: pb.PodSandboxConfig) -> None:
 
 
 def _check_beside_user_namespace(options: pb.NamespaceOption) -> None:
-    """What belongs to the node's user namespace is out of reach for a root of another one: /proc, /sys, /dev/mqueue."""
-    for field, mode in (("network", options.network), ("pid", options.pid), ("ipc", options.ipc)):
+    """What belongs to the node's user namespace cannot be mounted by a root of another one: /proc, /dev/mqueue."""
+    for field, mode in (("pid", options.pid), ("ipc", options.ipc)):
         if mode == pb.NODE:
             msg = f"linux.security_context.namespace_options.{field}: NODE goes with userns_options.mode NODE only"
             raise InvalidArgument(msg, hint="the pod has a user namespace of its own")

@@ -114,7 +114,7 @@ def test_features_say_which_handlers_are_able(lab: Lab) -> None:
     answer = lab.cri.runtime.Status(pb.StatusRequest())
     features = {handler.name: handler.features.user_namespaces for handler in answer.runtime_handlers}
     assert features == {"": True, "new": True, OLD: is_able(OLD), "wasm": False}
-    assert not answer.features.user_namespaces_host_network
+    assert answer.features.user_namespaces_host_network
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_a_kill_in_the_middle_leaves_nothing(make_daemon: MakeDaemon, userns_lab
         with daemon.client() as cri, contextlib.suppress(grpc.RpcError):
             cri.run(cri.run_pod(config), container_config(userns_lab.busybox, "sleep", "1000"))
 
-    for _ in range(count(full=20, quick=3)):
+    for _ in range(count(full=20, quick=2)):
         with unchanged(daemon), ThreadPoolExecutor() as pool:
             made = [pool.submit(make, number) for number in range(count(full=20, quick=6))]
             time.sleep(moments.uniform(0.02, 0.8))
@@ -436,6 +436,26 @@ def test_the_network(lab: Lab) -> None:
     other = run_pod(lab, userns(FIRST + LENGTH))
     del container
     assert lab.say(other, f"for n in $(seq 50); do nc {address} 80 </dev/null && break; sleep 0.1; done") == ["hello"]
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+def test_the_nodes_network_without_a_right_in_it(lab: Lab, privileged: bool) -> None:
+    sandbox = lab.pod_config(network=pb.NODE)
+    security = sandbox.linux.security_context
+    security.namespace_options.userns_options.CopyFrom(userns())
+    security.privileged = privileged
+
+    def ask(config: pb.ContainerConfig) -> None:
+        config.linux.security_context.privileged = privileged
+        config.linux.security_context.capabilities.add_capabilities.append("NET_ADMIN")
+
+    script = """
+        readlink /proc/self/ns/net; stat -c %u /sys; ls /sys/class/net >/dev/null && ls -d /sys/fs/cgroup
+        ip link set lo down 2>/dev/null || echo no network
+        (echo 0 >/sys/kernel/mm/ksm/run) 2>/dev/null || echo no sys"""
+    own = os.readlink("/proc/self/ns/net")
+    lines = lab.say(lab.pod("new", config=sandbox), script, ask)
+    assert lines == [own, "65534", "/sys/fs/cgroup", "no network", "no sys"]
 
 
 def test_privileged_within_its_namespace(lab: Lab) -> None:

@@ -131,7 +131,6 @@ def test_resolv_conf_is_in_the_order_that_resolvers_read() -> None:
         (_config(linux=_userns(uids=[TEN], gids=[_ids(container_id=1)])), InvalidArgument, "gids: .* id 0"),
         (_config(linux=_userns(uids=[_ids(length=0)], gids=[TEN])), InvalidArgument, "uids: .* id 0"),
         (_config(linux=_userns(uids=[_ids(host_id=2**32 - 10)], gids=[TEN])), InvalidArgument, "more than the host"),
-        (_config(linux=_mapped(network=pb.NODE)), InvalidArgument, "namespace_options.network: NODE"),
         (_config(linux=_mapped(pid=pb.NODE)), InvalidArgument, "namespace_options.pid: NODE"),
         (_config(linux=_mapped(ipc=pb.NODE)), InvalidArgument, "namespace_options.ipc: NODE"),
         (_config(linux=_linux(selinux_options=pb.SELinuxOption(level="s0"))), FailedPrecondition, "selinux_options"),
@@ -154,6 +153,8 @@ def test_a_user_namespace() -> None:
     assert (plan.user.uids.on_host(9), plan.user.uids.on_host(10)) == (2**32 - 2, 65534)
     context = pod.context(PodId("p"), _config(linux=linux), Layout(Path("/r"), Path("/s")), NODE)
     assert (context.user, context.ids) == (Path("/s/pods/p/ns/user"), plan.user)
+    of_node = pod.plan_sandbox(_config(linux=_mapped(network=pb.NODE)), NODE, RULES)
+    assert (of_node.user is None, of_node.net, of_node.ipc, of_node.uts) == (False, False, True, False)
     none = pod.plan_sandbox(_config(linux=_userns(mode=pb.NODE)), NODE, RULES)
     assert (none.user, none.sysctls["net.ipv4.ping_group_range"]) == (None, "0 2147483647")
 

@@ -76,6 +76,11 @@ def plan(config: pb.ContainerConfig | None = None, pod: PodContext = POD) -> Con
     )
 
 
+def root_of(pod: PodContext, config: pb.ContainerConfig | None = None) -> ContainerPlan:
+    made = plan(config, pod)
+    return dataclasses.replace(made, process=dataclasses.replace(made.process, user=User()))
+
+
 def build(config: pb.ContainerConfig | None = None, host: HostFacts = HOST, found: ContainerFacts = FOUND) -> Json:
     return container.build(plan(config), host, found)
 
@@ -379,12 +384,17 @@ class TestMounts:
         with pytest.raises(InvalidArgument, match="PROPAGATION_BIDIRECTIONAL of /m"):
             container.build(plan(config, MAPPED), HOST, FOUND)
 
+    def test_sys_is_the_nodes_to_look_at_without_a_network_of_the_pods(self) -> None:
+        pod = dataclasses.replace(MAPPED, net=None, uts=None)
+        sys = mounted(container.build(root_of(pod, with_security(privileged=True)), HOST, FOUND), "/sys")
+        assert (sys["type"], sys["source"]) == ("bind", "/sys")
+        assert {"rbind", "rro"} <= set(sys["options"])
+        assert mounted(container.build(root_of(MAPPED), HOST, FOUND), "/sys")["type"] == "sysfs"
+
     def test_the_group_of_terminals_needs_to_be_mapped(self) -> None:
         def options(gids: int) -> list[str]:
             pod = dataclasses.replace(MAPPED, ids=UserNamespace(IdRange(1000, 10), IdRange(1000, gids)))
-            made = plan(pod=pod)
-            root = dataclasses.replace(made, process=dataclasses.replace(made.process, user=User()))
-            found: list[str] = mounted(container.build(root, HOST, FOUND), "/dev/pts")["options"]
+            found: list[str] = mounted(container.build(root_of(pod), HOST, FOUND), "/dev/pts")["options"]
             return found
 
         assert "gid=5" in options(6)
