@@ -25,14 +25,16 @@ from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
-from cri_shim.kernel import apparmor, fs, mounts, notify, process
+from cri_shim.kernel import apparmor, fs, mounts, notify, process, selinux
 from cri_shim.loader import HandlerOptions, handler_options
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
+from cri_shim.model.selinux import Contexts
 from cri_shim.rpc.edge import Gate
 from cri_shim.rpc.server import Server
 from cri_shim.spec.cgroup_plan import Driver, resolve_driver
+from cri_shim.spec.selinux import parse_contexts
 from cri_shim.streaming.server import Server as StreamingServer
 from cri_shim.streaming.server import Settings
 from cri_shim.streaming.ticket import Limits
@@ -176,11 +178,22 @@ def _look(config: Config, *, root: bool) -> tuple[NodeFacts, Driver, Cgroups]:
         hostname=socket.gethostname(),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
         root=root,
-        selinux=Path("/sys/fs/selinux/enforce").exists(),
+        selinux=selinux.is_enabled(),
+        selinux_contexts=_selinux_contexts() if root else None,
         apparmor=apparmor.is_enabled(),
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
     )
     return node, driver, Cgroups(Cgroups.detect(), driver)
+
+
+def _selinux_contexts() -> Contexts | None:
+    if not selinux.is_enabled():
+        return None
+    contexts = parse_contexts(selinux.container_contexts())
+    if contexts is None or not (selinux.is_valid(contexts.process) and selinux.is_valid(contexts.file)):
+        logger.warning("SELinux is on, but its policy has no contexts for containers: nothing is labelled")
+        return None
+    return contexts
 
 
 def _make_directories(layout: Layout, *, root: bool) -> None:

@@ -13,28 +13,28 @@ from pathlib import Path
 
 from cri_shim.kernel import fs, mounts
 from cri_shim.model.errors import ImageVolumeMountFailed
+from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import ImageId, PodId, digest_hex
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
 
 
-def mount(layout: Layout, pod_id: PodId, image_id: ImageId, layers: Sequence[LayerRecord], *, mapped: bool) -> Path:
-    """Mount `layers` (bottom first, at least one) for the pod; `mapped` for one with a user namespace.
+def mount(layout: Layout, pod: PodContext, image_id: ImageId, layers: Sequence[LayerRecord]) -> Path:
+    """Mount `layers` (bottom first, at least one) for the pod, with its ids and its label.
 
     Mounted already = success.
     """
-    target = layout.image_volume(pod_id, image_id)
+    target, label = layout.image_volume(pod.id, image_id), pod.selinux.mount if pod.selinux else ""
     if mounts.is_mount_point(target):
         return target
     target.mkdir(mode=0o755, parents=True, exist_ok=True)
     # The empty mount point is the lowest layer: a single one would become a bind, which CAP_SYS_ADMIN can remount
     # writable, and the layer is that of every container of the image.
     lowers = [*(layout.layer(layer.number) for layer in reversed(layers)), target]
-    if mapped:
-        namespace = layout.namespace(pod_id, "user")
-        mounts.idmapped_overlay(target, lowers, None, None, base=layout.layers, user_namespace=namespace)
+    if pod.user is not None:
+        mounts.idmapped_overlay(target, lowers, None, None, base=layout.layers, user_namespace=pod.user, label=label)
     else:
-        mounts.overlay(target, lowers, None, None)
+        mounts.overlay(target, lowers, None, None, label=label)
     return target
 
 

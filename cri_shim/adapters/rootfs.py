@@ -47,7 +47,11 @@ def make_bundle(layout: Layout, container_id: ContainerId | PodId, ids: UserName
 
 
 def prepare(
-    layout: Layout, container_id: ContainerId, layers: Sequence[LayerRecord], pod: PodContext | None = None
+    layout: Layout,
+    container_id: ContainerId,
+    layers: Sequence[LayerRecord],
+    pod: PodContext | None = None,
+    mount_label: str = "",
 ) -> Path:
     """Mount the container's root file system: `layers` (bottom first, at least one) below an empty writable layer.
 
@@ -65,9 +69,11 @@ def prepare(
     _copy_attributes(layout.layer(_owner_of_root(layers).number), upper, ids)
     lowers = [layout.layer(layer.number) for layer in reversed(layers)]
     if namespace is None:
-        mounts.overlay(target, lowers, upper, work)
+        mounts.overlay(target, lowers, upper, work, label=mount_label)
     else:
-        mounts.idmapped_overlay(target, lowers, upper, work, base=layout.layers, user_namespace=namespace)
+        mounts.idmapped_overlay(
+            target, lowers, upper, work, base=layout.layers, user_namespace=namespace, label=mount_label
+        )
     return target
 
 

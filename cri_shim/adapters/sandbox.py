@@ -10,12 +10,13 @@ import contextlib
 import os
 from pathlib import Path
 
-from cri_shim.adapters import image_volumes, rootfs
-from cri_shim.kernel import fs, mounts, namespaces
+from cri_shim.adapters import image_volumes, rootfs, selinux_labels
+from cri_shim.kernel import fs, mounts, namespaces, selinux
 from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
-from cri_shim.model.user_namespace import UserNamespace
+from cri_shim.model.selinux import Label
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.namespaces import user_namespace
 from cri_shim.spec.pod import SandboxPlan, host_network
@@ -24,16 +25,23 @@ from cri_shim.spec.pod import namespaces as namespaces_of
 _FILE_MODE = 0o644
 
 
-def make(layout: Layout, pod_id: PodId, plan: SandboxPlan, *, root: bool) -> None:
-    """Make everything that `plan` says. On error nothing is left. Raises OSError or CriShimError."""
+def make(layout: Layout, pod_id: PodId, plan: SandboxPlan, label: Label | None, *, root: bool) -> None:
+    """Make everything that `plan` says, under an SELinux label. On error nothing is left.
+
+    Raises OSError or CriShimError, InvalidArgument for a label that the policy does not know.
+    """
+    if label is not None:
+        selinux_labels.check(label)
     directory = layout.pod(pod_id)
     try:
         directory.mkdir(mode=0o755, parents=True)
         _write_files(directory, plan)
+        if label is not None:
+            selinux.relabel(directory, label.mount)
         if plan.log_directory:
             _make_log_directory(Path(plan.log_directory))
         if root:
-            _make_namespaces(layout, pod_id, plan)
+            _make_namespaces(layout, pod_id, plan, label.mount if label else "")
     except BaseException:
         remove(layout, pod_id)
         raise
@@ -68,12 +76,15 @@ def missing(layout: Layout, pod_id: PodId, config: pb.PodSandboxConfig) -> str:
     return ""
 
 
-def make_infra_root(layout: Layout, pod_id: PodId, ids: UserNamespace | None) -> None:
+def make_infra_root(layout: Layout, pod: PodContext) -> None:
     """The bundle and the empty root file system of the pod's own container."""
-    rootfs.make_bundle(layout, pod_id, ids)
-    layout.rootfs(pod_id).mkdir(mode=0o755)
-    if ids is not None:  # the runtime makes the places of its mounts as root of the pod
-        os.chown(layout.rootfs(pod_id), ids.uids.first, ids.gids.first)
+    rootfs.make_bundle(layout, pod.id, pod.ids)
+    root = layout.rootfs(pod.id)
+    root.mkdir(mode=0o755)
+    if pod.selinux is not None:
+        selinux.relabel(root, pod.selinux.mount)
+    if pod.ids is not None:  # the runtime makes the places of its mounts as root of the pod
+        os.chown(root, pod.ids.uids.first, pod.ids.gids.first)
 
 
 def pin_pid_namespace(layout: Layout, pod_id: PodId, pid: int) -> None:
@@ -116,7 +127,7 @@ def _make_log_directory(path: Path) -> None:
         raise FailedPrecondition(msg) from error
 
 
-def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan) -> None:
+def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan, mount_label: str) -> None:
     directory = layout.pod(pod_id)
     (directory / "ns").mkdir(mode=0o700)
     if plan.user is None and (plan.net or plan.ipc or plan.uts):
@@ -132,6 +143,6 @@ def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan) -> None:
     shm.mkdir(mode=0o755)
     if plan.ipc:
         uid, gid = _owner(plan)
-        mounts.tmpfs(shm, size=plan.shm_bytes, mode=0o1777, uid=uid, gid=gid)
+        mounts.tmpfs(shm, size=plan.shm_bytes, mode=0o1777, uid=uid, gid=gid, label=mount_label)
     else:
         mounts.bind(Path("/dev/shm"), shm)  # noqa: S108 (the pod asked for the node's IPC)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from cri_shim.adapters import image_directories, mount_sources, rootfs
+from cri_shim.adapters import image_directories, mount_sources, rootfs, selinux_labels
 from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.rootfs import RootfsFacts
 from cri_shim.adapters.store import Store
@@ -38,11 +38,13 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodRecord, PodState
 from cri_shim.model.refs import find_images
+from cri_shim.model.selinux import Label
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container_request as spec
 from cri_shim.spec import dispatch
 from cri_shim.spec.pod import context, current_config, shares_pid
 from cri_shim.spec.process import process_args, process_plan
+from cri_shim.spec.selinux import with_options
 from cri_shim.spec.stop_signal import stop_signal
 from cri_shim.spec.users import UserDatabase
 
@@ -106,7 +108,9 @@ class CreateContainer:
             return self.infra.plan(pod)
         image = self.store.images.get(record.image_id)
         pod_config = current_config(pod)
-        return spec.adopted_plan(record, context(pod.id, pod_config, self.layout, self.node), image, self.layout)
+        return spec.adopted_plan(
+            record, context(pod.id, pod_config, self.layout, self.node, pod.selinux_level), image, self.layout
+        )
 
     def _by_name(self, name: ContainerName) -> ContainerRecord | None:
         return next((c for c in self.store.containers.values() if c.name == name), None)
@@ -166,8 +170,10 @@ class CreateContainer:
 
     async def _make(self, record: ContainerRecord, asked: _Asked) -> None:
         layers = [self._layer(key) for key in asked.image.layers]
-        pod = context(asked.pod.id, asked.pod_config, self.layout, self.node)
-        root, files = await asyncio.to_thread(_prepare, self.layout, record, layers, pod, _entry_point(asked))
+        pod = context(asked.pod.id, asked.pod_config, self.layout, self.node, asked.pod.selinux_level)
+        options = asked.config.linux.security_context.selinux_options
+        label = with_options(pod.selinux, options) if pod.selinux is not None else None
+        root, files = await asyncio.to_thread(_prepare, self.layout, record, layers, pod, label, _entry_point(asked))
         rules = self.handlers.for_pod(asked.pod.handler)
         decision = dispatch.decide(
             self.handlers.rules, rules, spec.subject(asked.config, asked.pod_config, asked.image, files.entry)
@@ -179,7 +185,7 @@ class CreateContainer:
             await self.infra.ensure(asked.pod, decision.handler)
         env = self.handlers.rules[decision.handler].default_env
         process = process_plan(asked.config, pod.hostname, asked.image, files.users, env)
-        placed = await self.image_volumes.mount(record, asked.config)
+        placed = await self.image_volumes.mount(record, asked.config, pod)
         if handler.kind is Kind.LINUX and root is not None and asked.image.config.volumes:
             taken = [mount.container_path for mount in placed.mounts]
             declared = asked.image.config.volumes
@@ -198,6 +204,7 @@ class CreateContainer:
             log_path=Path(asked.log_path) if asked.log_path else None,
             stop_signal=asked.stop_signal,
             target_pid=self._target_pid(asked),
+            selinux=label,
             annotations=spec.passed_annotations(asked.config, asked.pod_config, rules, decision),
         )
         # Known before the handler acts, so that recovery asks the right one.
@@ -209,6 +216,8 @@ class CreateContainer:
         )
         if asked.config.mounts:
             await asyncio.to_thread(mount_sources.ensure, asked.config.mounts, self.missing_source)
+        if label is not None and handler.kind is Kind.LINUX:
+            await asyncio.to_thread(selinux_labels.relabel_volumes, placed.mounts, label)
         await handler.create(plan)
         await self._commit(record.id, asked.pod)
 
@@ -259,15 +268,22 @@ class CreateContainer:
 
 
 def _prepare(
-    layout: Layout, record: ContainerRecord, layers: Sequence[LayerRecord], pod: PodContext, entry: EntryPoint
+    layout: Layout,
+    record: ContainerRecord,
+    layers: Sequence[LayerRecord],
+    pod: PodContext,
+    label: Label | None,
+    entry: EntryPoint,
 ) -> tuple[Path | None, RootfsFacts]:
     """Bundle, mounted root file system and what is read from it, in one go. A Wasm artifact has no files."""
+    if label is not None:
+        selinux_labels.check(label)
     rootfs.make_bundle(layout, record.id, pod.ids)
     if record.log_path:
         Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not layers:
         return None, RootfsFacts(UserDatabase(), EntryKind.MISSING)
-    path = rootfs.prepare(layout, record.id, layers, pod)
+    path = rootfs.prepare(layout, record.id, layers, pod, label.mount if label else "")
     return path, rootfs.read_facts(path, entry)
 
 

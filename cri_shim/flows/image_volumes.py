@@ -16,14 +16,13 @@ from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.locks import Locks
 from cri_shim.model.container import ContainerRecord, ImageVolume
 from cri_shim.model.errors import FailedPrecondition, ImageNotHere, ImageVolumeMountFailed
+from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import SHORT, ImageId, PodId
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.model.pod import PodState
 from cri_shim.model.refs import find_images
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.namespaces import user_namespace
-from cri_shim.spec.pod import namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,9 @@ class ImageVolumes:
         """The images that the mounts of a request mean, one for each of `image_mounts`."""
         return tuple(self._find(mount) for mount in image_mounts(config))
 
-    async def mount(self, record: ContainerRecord, config: pb.ContainerConfig) -> pb.ContainerConfig:
+    async def mount(
+        self, record: ContainerRecord, config: pb.ContainerConfig, context: PodContext
+    ) -> pb.ContainerConfig:
         """The request with each of its image volumes at a host path. The record is in the store and names them."""
         if not record.volumes:
             return config
@@ -49,8 +50,7 @@ class ImageVolumes:
             if pod is None or pod.state is not PodState.READY:
                 msg = f"pod sandbox {record.pod_id[:SHORT]} was stopped while the container was being made"
                 raise FailedPrecondition(msg)
-            mapped = user_namespace(namespaces(pb.PodSandboxConfig.FromString(pod.config))) is not None
-            return await asyncio.to_thread(self._mount, record, layers, config, mapped=mapped)
+            return await asyncio.to_thread(self._mount, record, layers, config, context)
 
     async def release(self, record: ContainerRecord) -> None:
         """After the record of a container is gone: what no other container of its pod has is unmounted."""
@@ -90,15 +90,14 @@ class ImageVolumes:
         record: ContainerRecord,
         layers: dict[ImageId, list[LayerRecord]],
         config: pb.ContainerConfig,
-        *,
-        mapped: bool,
+        context: PodContext,
     ) -> pb.ContainerConfig:
         placed = pb.ContainerConfig()
         placed.CopyFrom(config)
         for mount, volume in zip(image_mounts(placed), record.volumes, strict=True):
             try:
                 of_image = layers[volume.image_id]
-                root = image_volumes.mount(self.layout, record.pod_id, volume.image_id, of_image, mapped=mapped)
+                root = image_volumes.mount(self.layout, context, volume.image_id, of_image)
             except OSError as error:
                 msg = f"image {mount.image.image!r} of {mount.container_path}: {error}"
                 raise ImageVolumeMountFailed(msg) from error

@@ -70,7 +70,7 @@ class Infra:
             await self.store.containers.put(record)
             handler = self.handlers.get(handler_name)
             plan = self.plan(pod)
-            await asyncio.to_thread(sandbox.make_infra_root, self.layout, pod.id, plan.pod.ids)
+            await asyncio.to_thread(sandbox.make_infra_root, self.layout, plan.pod)
             await handler.create(plan)
             started = await handler.start(container_id)
             await asyncio.to_thread(sandbox.pin_pid_namespace, self.layout, pod.id, started.pid)
@@ -84,7 +84,7 @@ class Infra:
             msg = "a shared PID namespace needs catatonit, which is not installed"
             raise FailedPrecondition(msg, hint="install it, or ask for pid: CONTAINER")
         config = pb.PodSandboxConfig.FromString(pod.config)
-        return spec.plan(context(pod.id, config, self.layout, self.node), self.layout, self.program)
+        return spec.plan(context(pod.id, config, self.layout, self.node, pod.selinux_level), self.layout, self.program)
 
     async def remove(self, pod_id: PodId) -> None:
         """Kill and remove; none = success."""

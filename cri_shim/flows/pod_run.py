@@ -32,6 +32,7 @@ from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import pod as spec
 from cri_shim.spec.cgroup_plan import Driver, cgroups_path_for_spec
 from cri_shim.spec.dispatch import HandlerRules
+from cri_shim.spec.selinux import choose_level
 
 log = get_logger()
 
@@ -74,8 +75,9 @@ class RunPod:
     async def _run(
         self, name: PodName, request: pb.RunPodSandboxRequest, rules: HandlerRules, plan: spec.SandboxPlan
     ) -> PodId:
+        pod_id = new_pod_id()
         record = PodRecord(
-            id=new_pod_id(),
+            id=pod_id,
             name=name,
             config=request.config.SerializeToString(),
             runtime_handler=request.runtime_handler,
@@ -83,6 +85,7 @@ class RunPod:
             created_at=self.clock.now(),
             boot_id=self.node.boot_id,
             networked=plan.net,
+            selinux_level=self._selinux_level(pod_id, request.config),
         )
         undo = Undo("run pod")
         try:
@@ -102,7 +105,8 @@ class RunPod:
         await self.store.pods.put(record)
         undo.push("delete the record", lambda: self._forget(pod_id, undo))
         undo.push("remove files and namespaces", lambda: asyncio.to_thread(sandbox.remove, self.layout, pod_id))
-        await asyncio.to_thread(sandbox.make, self.layout, pod_id, plan, root=self.node.root)
+        label = spec.selinux_label(config, self.node, record.selinux_level)
+        await asyncio.to_thread(sandbox.make, self.layout, pod_id, plan, label, root=self.node.root)
         if plan.user is not None:
             await self.user_namespaces.pin(pod_id, plan, plan.user)
         ips: tuple[str, ...] = ()
@@ -119,6 +123,12 @@ class RunPod:
         await self.store.pods.update(
             pod_id, lambda pod: msgspec.structs.replace(pod, ips=ips, ready_at=self.clock.now())
         )
+
+    def _selinux_level(self, pod_id: PodId, config: pb.PodSandboxConfig) -> str:
+        if self.node.selinux_contexts is None:
+            return ""
+        used = {pod.selinux_level for pod in self.store.pods.values()}
+        return choose_level(self.node.selinux_contexts, config.linux.security_context.selinux_options, pod_id, used)
 
     async def _forget(self, pod_id: PodId, undo: Undo) -> None:
         # The last step: the record may only go when everything it stands for is gone.

@@ -56,10 +56,10 @@ def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool 
         os.close(tree)
 
 
-def tmpfs(target: Path, *, size: int, mode: int, uid: int = 0, gid: int = 0) -> None:
-    """Mount a tmpfs of `size` bytes; nothing in it is executed, is a device or gains rights."""
+def tmpfs(target: Path, *, size: int, mode: int, uid: int = 0, gid: int = 0, label: str = "") -> None:
+    """Mount a tmpfs of `size` bytes; nothing in it is executed, is a device or gains rights. `label` is SELinux's."""
     flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
-    libc.mount("tmpfs", target, "tmpfs", flags, f"size={size},mode={mode:o},uid={uid},gid={gid}")
+    libc.mount("tmpfs", target, "tmpfs", flags, f"size={size},mode={mode:o},uid={uid},gid={gid}{_labelled(label)}")
 
 
 def overlay(
@@ -69,21 +69,31 @@ def overlay(
     work: Path | None,
     *,
     options: Sequence[str] = (),
+    label: str = "",
 ) -> None:
     """Mount an overlay of `lowers` (top first) at `target`; read-only when `upper` and `work` are None.
 
-    `options` are overlayfs options as `key=value` or `flag`. The kernel takes up to 500 lower directories.
+    `options` are overlayfs options as `key=value` or `flag`; `label` is SELinux's, of every file in it. The kernel
+    takes up to 500 lower directories.
     """
     if upper is None and len(lowers) == 1:
         bind(lowers[0], target, readonly=True)  # overlayfs wants two lower directories when there is no upper one
     elif _has_lowerdir_append():
-        _overlay_by_fsconfig(target, lowers, upper, work, options)
+        labelled = [*options, f"context={label}"] if label else options
+        _overlay_by_fsconfig(target, lowers, upper, work, labelled)
     else:
-        threads.call_in_new_thread(lambda: _overlay_by_mount(target, lowers, upper, work, options))
+        threads.call_in_new_thread(lambda: _overlay_by_mount(target, lowers, upper, work, options, label))
 
 
-def idmapped_overlay(
-    target: Path, lowers: Sequence[Path], upper: Path | None, work: Path | None, *, base: Path, user_namespace: Path
+def idmapped_overlay(  # noqa: PLR0913  as `overlay`, and two more
+    target: Path,
+    lowers: Sequence[Path],
+    upper: Path | None,
+    work: Path | None,
+    *,
+    base: Path,
+    user_namespace: Path,
+    label: str = "",
 ) -> None:
     """The same, where what root owns in lower directories at or below `base` belongs to root of `user_namespace`.
 
@@ -96,7 +106,7 @@ def idmapped_overlay(
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount(None, "/", None, libc.MS_PRIVATE | libc.MS_REC)
         _map_ids(base, user_namespace)
-        overlay(target, lowers, upper, work)
+        overlay(target, lowers, upper, work, label=label)
         return libc.open_tree(target, libc.OPEN_TREE_CLONE)
 
     tree = threads.call_in_new_thread(make)
@@ -182,7 +192,7 @@ def _kernel_says(context: int) -> Generator[None]:
 
 
 def _overlay_by_mount(
-    target: Path, lowers: Sequence[Path], upper: Path | None, work: Path | None, options: Sequence[str]
+    target: Path, lowers: Sequence[Path], upper: Path | None, work: Path | None, options: Sequence[str], label: str
 ) -> None:
     # Own cwd and relative names: a hundred layers fit into the one page of options.
     target, base = target.absolute(), os.path.commonpath([lower.absolute().parent for lower in lowers])
@@ -195,10 +205,15 @@ def _overlay_by_mount(
             f"{key}dir={_escaped(os.fspath(at.absolute()), chr(92) + ',')}"
             for key, at in (("upper", upper), ("work", work))
         ]
-    data = ",".join([*words, *options])
+    data = ",".join([*words, *options]) + _labelled(label)
     if len(os.fsencode(data)) > _OPTIONS_PAGE:
         raise OSError(errno.E2BIG, f"overlay of {len(lowers)} layers needs a kernel with lowerdir+", os.fspath(target))
     libc.mount("overlay", target, "overlay", 0, data)
+
+
+def _labelled(label: str) -> str:
+    """In a mount(2) string, where a label may have commas."""
+    return f',context="{label}"' if label else ""
 
 
 def _escaped(name: str, special: str) -> str:

@@ -16,6 +16,7 @@ from typing import Protocol
 from cri_shim.model.container import ContainerRecord, Exit, User
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.image import ImageRecord
+from cri_shim.model.selinux import Label
 from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
 
@@ -56,6 +57,8 @@ class PodContext:
     user: Path | None = None
     ids: UserNamespace | None = None
     """Of the user namespace."""
+    selinux: Label | None = None
+    """Of the pod; None where nothing is labelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class ContainerPlan:
     annotations: Mapping[str, str] = field(default_factory=dict)
     """For the runtime: the standard ones and those the handler's `allowed_annotations` pass."""
     infra: bool = False
+    selinux: Label | None = None
+    """Of the container; None where nothing is labelled."""
 
 
 @dataclass(frozen=True, slots=True)

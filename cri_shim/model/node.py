@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cri_shim.model.selinux import Contexts
+
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
@@ -14,5 +16,7 @@ class NodeFacts:
     root: bool
     """The daemon may mount, unshare and chroot; without, it runs Wasm artifacts in the host's network only."""
     selinux: bool = False
+    selinux_contexts: Contexts | None = None
+    """None: SELinux is off, or its policy has none for containers; nothing is labelled then."""
     apparmor: bool = False
     seccomp: bool = True

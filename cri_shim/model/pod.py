@@ -49,6 +49,8 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stopped_at: int = 0
     boot_id: str = ""
     """Of the boot that the pod's namespaces belong to."""
+    selinux_level: str = ""
+    """Of all files and processes of the pod; empty where nothing is labelled."""
     ips: tuple[str, ...] = ()
     networked: bool = False
     """A CNI ADD may have taken effect and no DEL has succeeded since."""

@@ -18,6 +18,7 @@ from cri_shim.spec import (
     namespaces,
     resources,
     security,
+    selinux,
     users,
 )
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
@@ -28,6 +29,7 @@ from cri_shim.spec.unsupported import refuse_unsupported
 def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     """config.json of the plan's container (OCI runtime-spec 1.x). Raises for what cannot be honoured."""
     refuse_unsupported(plan.config, host)
+    selinux.check_options(plan.config.linux.security_context.selinux_options, plan.selinux, enabled=host.selinux)
     users.check_mapped(plan.process.user, plan.pod.ids)
     wanted = plan.config.linux.security_context
     propagation = mounts.rootfs_propagation(plan.config.mounts)
@@ -45,6 +47,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
             **security.masks(wanted),
             **_present("seccomp", security.seccomp(wanted, host, found)),
             **_present("rootfsPropagation", propagation),
+            **_present("mountLabel", plan.selinux.mount if plan.selinux else None),
         },
     }
     if plan.infra:
@@ -86,6 +89,7 @@ def _process(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Jso
         "noNewPrivileges": wanted.no_new_privs,
         "oomScoreAdj": resources.oom_score_adj(plan.config.linux.resources, host),
         **_present("rlimits", [] if plan.infra else list(host.rlimits)),
+        **_present("selinuxLabel", plan.selinux.process if plan.selinux and not wanted.privileged else None),
         **_present("apparmorProfile", apparmor.profile_name(wanted, host, found)),
     }
 

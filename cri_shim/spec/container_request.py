@@ -151,7 +151,8 @@ def with_directories(config: pb.ContainerConfig, directories: Mapping[str, Path]
     extended.CopyFrom(config)
     del extended.mounts[:]
     extended.mounts.extend(
-        pb.Mount(container_path=place, host_path=str(directory)) for place, directory in directories.items()
+        pb.Mount(container_path=place, host_path=str(directory), selinux_relabel=True)
+        for place, directory in directories.items()
     )
     extended.mounts.extend(config.mounts)
     return extended

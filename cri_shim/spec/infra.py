@@ -54,6 +54,7 @@ def plan(pod: PodContext, layout: Layout, program: Path) -> ContainerPlan:
         log_path=None,
         stop_signal=15,
         infra=True,
+        selinux=pod.selinux,
     )
 
 

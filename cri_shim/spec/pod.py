@@ -11,14 +11,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
 from cri_shim.model.pod import PodName, PodRecord
+from cri_shim.model.selinux import Label
 from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import selinux
 from cri_shim.spec.dispatch import ANNOTATION_PREFIX, HandlerRules
 from cri_shim.spec.namespaces import user_namespace
 from cri_shim.spec.paths import check_path
@@ -122,8 +124,10 @@ def current_config(pod: PodRecord) -> pb.PodSandboxConfig:
     return config
 
 
-def context(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: NodeFacts) -> PodContext:
-    """What the containers of the pod share: every path follows from the id."""
+def context(
+    pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: NodeFacts, selinux_level: str
+) -> PodContext:
+    """What the containers of the pod share: every path follows from the id. The level is that of the pod's record."""
     own_net = not host_network(config)
     own_ipc = namespaces(config).ipc != pb.NODE
     ids = user_namespace(namespaces(config))
@@ -143,7 +147,15 @@ def context(pod_id: PodId, config: pb.PodSandboxConfig, layout: Layout, node: No
         hostname_file=directory / "hostname",
         user=layout.namespace(pod_id, "user") if ids else None,
         ids=ids,
+        selinux=selinux_label(config, node, selinux_level),
     )
+
+
+def selinux_label(config: pb.PodSandboxConfig, node: NodeFacts, level: str) -> Label | None:
+    """The pod's SELinux label with the level that was chosen for it; None where nothing is labelled."""
+    if node.selinux_contexts is None:
+        return None
+    return selinux.pod_label(node.selinux_contexts, config.linux.security_context.selinux_options, level)
 
 
 def resolv_conf(dns: pb.DNSConfig) -> bytes:
@@ -227,12 +239,7 @@ def _check_ports(mappings: Iterable[pb.PortMapping]) -> None:
 
 def _check_security(config: pb.PodSandboxConfig, node: NodeFacts) -> None:
     security = config.linux.security_context
-    if security.selinux_options.ByteSize() and not node.selinux:
-        msg = "linux.security_context.selinux_options: SELinux is not enabled on this node"
-        raise FailedPrecondition(msg)
-    if security.selinux_options.ByteSize():
-        msg = "linux.security_context.selinux_options: SELinux labels are not supported by this version"
-        raise Unimplemented(msg)
+    selinux.check_options(security.selinux_options, selinux_label(config, node, ""), enabled=node.selinux)
     if security.apparmor.profile_type == pb.SecurityProfile.Localhost and not node.apparmor:
         msg = "linux.security_context.apparmor: AppArmor is not enabled on this node"
         raise FailedPrecondition(msg)

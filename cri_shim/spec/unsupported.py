@@ -41,12 +41,6 @@ _LISTED = "linux.security_context"
 
 _CONTAINER_RULES = (
     _Rule(
-        f"{_LISTED}.selinux_options",
-        lambda c, _: _security(c).selinux_options != pb.SELinuxOption(),
-        "SELinux labels are not supported by this version, or SELinux is off on this node",
-        FailedPrecondition,
-    ),
-    _Rule(
         f"{_LISTED}.seccomp",
         lambda c, h: not _security(c).privileged and _profile_asked(seccomp_profile(_security(c))) and not h.seccomp,
         "this kernel has no seccomp filters",
@@ -64,7 +58,6 @@ class _MountRule:
 
 
 _MOUNT_RULES = (
-    _MountRule("selinux_relabel", lambda m, h: m.selinux_relabel and h.selinux, f"SELinux labels: {_NOT_YET}"),
     _MountRule(
         "uidMappings and gidMappings",
         lambda m, _: bool(m.uidMappings) != bool(m.gidMappings),

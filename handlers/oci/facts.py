@@ -19,7 +19,7 @@ from cri_shim.adapters.cgroups import Version
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.hooks import hook_files
 from cri_shim.adapters.oci_runtime import Identity
-from cri_shim.kernel import mounts
+from cri_shim.kernel import mounts, selinux
 from cri_shim.kernel.release import kernel_release
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
@@ -54,7 +54,7 @@ def host_facts(identity: Identity, context: HandlerContext, options: OciOptions,
         seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
         apparmor=context.apparmor.enabled,
         apparmor_parser=bool(context.apparmor.parser),
-        selinux=Path("/sys/fs/selinux/enforce").exists(),
+        selinux=selinux.is_enabled(),
         recursive_read_only=identity.features.recursive_read_only and kernel_release() >= _MOUNT_SETATTR_KERNEL,
         idmapped_mounts=identity.features.user_namespaces and kernel_release() >= _MOUNT_SETATTR_KERNEL,
         min_memory=options.min_memory,

@@ -45,5 +45,6 @@ def test_volumes_of_an_image_where_something_else_belongs() -> None:
 def test_volumes_of_an_image_come_before_the_mounts_of_the_request() -> None:
     config = pb.ContainerConfig(mounts=[pb.Mount(container_path="/a", host_path="/h", readonly=True)])
     extended = with_directories(config, {"/v": Path("/volumes/0")})
-    assert list(extended.mounts) == [pb.Mount(container_path="/v", host_path="/volumes/0"), *config.mounts]
+    volume = pb.Mount(container_path="/v", host_path="/volumes/0", selinux_relabel=True)
+    assert list(extended.mounts) == [volume, *config.mounts]
     assert len(config.mounts) == 1

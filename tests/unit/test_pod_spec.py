@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cri_shim.model.handler import Kind
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
+from cri_shim.model.selinux import Contexts, Label
 from cri_shim.model.user_namespace import IdRange, UserNamespace
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container_request, pod
@@ -95,9 +97,21 @@ def test_the_size_of_shared_memory(name: str) -> None:
         pod.plan_sandbox(asked, NODE, RULES)
 
 
+def test_the_label_of_a_pod() -> None:
+    contexts = Contexts("u:r:container_t:s0", "u:object_r:container_file_t:s0")
+    labelling = dataclasses.replace(NODE, selinux=True, selinux_contexts=contexts)
+    asked = _config(linux=_linux(selinux_options=pb.SELinuxOption(type="mine_t")))
+    pod.plan_sandbox(asked, labelling, RULES)
+    context = pod.context(PodId("p"), asked, Layout(Path("/r"), Path("/s")), labelling, "s0:c1,c2")
+    assert context.selinux == Label("u:r:mine_t:s0:c1,c2", "u:object_r:container_file_t:s0:c1,c2")
+    assert pod.context(PodId("p"), _config(), Layout(Path("/r"), Path("/s")), NODE, "").selinux is None
+    with pytest.raises(FailedPrecondition, match="policy has no contexts for containers"):
+        pod.plan_sandbox(asked, dataclasses.replace(NODE, selinux=True), RULES)
+
+
 def test_context_paths_follow_from_the_id() -> None:
     layout = Layout(Path("/r"), Path("/s"))
-    context = pod.context(PodId("p"), _config(linux=_namespaces(pid=pb.CONTAINER, ipc=pb.NODE)), layout, NODE)
+    context = pod.context(PodId("p"), _config(linux=_namespaces(pid=pb.CONTAINER, ipc=pb.NODE)), layout, NODE, "")
     assert (context.net, context.ipc, context.pid) == (Path("/s/pods/p/ns/net"), None, None)
 
 
@@ -151,7 +165,7 @@ def test_a_user_namespace() -> None:
     assert plan.user == UserNamespace(IdRange(2**32 - 11, 10), IdRange(1000, 3))
     assert plan.sysctls["net.ipv4.ping_group_range"] == "0 2"
     assert (plan.user.uids.on_host(9), plan.user.uids.on_host(10)) == (2**32 - 2, 65534)
-    context = pod.context(PodId("p"), _config(linux=linux), Layout(Path("/r"), Path("/s")), NODE)
+    context = pod.context(PodId("p"), _config(linux=linux), Layout(Path("/r"), Path("/s")), NODE, "")
     assert (context.user, context.ids) == (Path("/s/pods/p/ns/user"), plan.user)
     of_node = pod.plan_sandbox(_config(linux=_mapped(network=pb.NODE)), NODE, RULES)
     assert (of_node.user is None, of_node.net, of_node.ipc, of_node.uts) == (False, False, True, False)

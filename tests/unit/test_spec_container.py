@@ -16,6 +16,7 @@ from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgum
 from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.layout import Layout
+from cri_shim.model.selinux import Label
 from cri_shim.model.user_namespace import IdRange, UserNamespace
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container, infra
@@ -115,7 +116,7 @@ OF_THE_PROCESS_PLAN = {
     "linux.security_context.namespace_options.target_id",
 }
 # The flow has put the files at a host path.
-OF_THE_VOLUMES = {"mounts.image", "mounts.image_sub_path"}
+OF_THE_VOLUMES = {"mounts.image", "mounts.image_sub_path", "mounts.selinux_relabel"}
 # The containers of a pod share these with it, whatever they ask for.
 OF_THE_POD = {f"linux.security_context.namespace_options.{name}" for name in ("network", "ipc")}
 SAMPLES: dict[str, object] = {
@@ -555,8 +556,23 @@ class TestSecurity:
         loaded = dataclasses.replace(FOUND, apparmor_profiles=frozenset({"mine"}))
         assert build(with_security(apparmor=profile), with_module, loaded)["process"]["apparmorProfile"] == "mine"
         assert "apparmorProfile" not in build(with_security(privileged=True), with_module)["process"]
-        with pytest.raises(FailedPrecondition, match="selinux_options"):
+        with pytest.raises(FailedPrecondition, match="selinux_options: SELinux is not enabled"):
             build(with_security(selinux_options=pb.SELinuxOption(level="s0")))
+
+    def test_labels(self) -> None:
+        label = Label("u:r:container_t:s0:c1,c2", "u:o:container_file_t:s0:c1,c2")
+        made = dataclasses.replace(
+            plan(with_security(selinux_options=pb.SELinuxOption(level="s0:c1,c2"))), selinux=label
+        )
+        spec = container.build(made, HOST, FOUND)
+        assert (spec["process"]["selinuxLabel"], spec["linux"]["mountLabel"]) == (label.process, label.mount)
+        assert {"selinuxLabel", "mountLabel"}.isdisjoint({*build()["process"], *build()["linux"]})
+        # A privileged container is not confined (CRI `privileged`); its files have the pod's label.
+        privileged = container.build(
+            dataclasses.replace(plan(with_security(privileged=True)), selinux=label), HOST, FOUND
+        )
+        assert "selinuxLabel" not in privileged["process"]
+        assert privileged["linux"]["mountLabel"] == label.mount
 
     def test_masks_are_verbatim(self) -> None:
         linux = build(with_security(masked_paths=["/a"], readonly_paths=["/b"]))["linux"]
