@@ -29,10 +29,11 @@ profile {name} flags=(attach_disconnected, mediate_deleted) {{
   file,
   umount,
 
-  # From the node, and among the containers that have this profile.
+  # From the node, and among the containers that have this profile, also on top of another one: crun stacks it on its
+  # own for a process that may gain no privileges.
   signal (receive) peer={{{peers}}},
-  signal (send, receive) peer={name},
-  ptrace (trace, read, tracedby, readby) peer={name},
+  signal (send, receive) peer={{,**//&}}{name}{{,//&**}},
+  ptrace (trace, read, tracedby, readby) peer={{,**//&}}{name}{{,//&**}},
 
   deny mount,
 
