@@ -31,12 +31,14 @@ from cri_shim.adapters.store import Store
 from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.config import Config, as_dict
+from cri_shim.flows.attach import Attach
 from cri_shim.flows.container_create import CreateContainer
 from cri_shim.flows.container_query import QueryContainers
 from cri_shim.flows.container_remove import RemoveContainer
 from cri_shim.flows.container_start import StartContainer
 from cri_shim.flows.container_stop import StopContainer
 from cri_shim.flows.container_update import UpdateContainer
+from cri_shim.flows.exec import Exec
 from cri_shim.flows.exec_sync import ExecSync
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
@@ -66,6 +68,7 @@ from cri_shim.flows.pod_remove import RemovePod
 from cri_shim.flows.pod_run import RunPod
 from cri_shim.flows.pod_stop import StopPod
 from cri_shim.flows.pod_update import UpdatePod
+from cri_shim.flows.port_forward import PortForward
 from cri_shim.flows.recover import Recover
 from cri_shim.flows.sampler import Sampler
 from cri_shim.flows.stats import Stats
@@ -166,6 +169,9 @@ class Flows:
             "UpdatePodSandboxResources": pods.update,
             "ReopenContainerLog": containers.reopen_log,
             "ExecSync": containers.exec_sync,
+            "Exec": Exec(base.store, handlers, base.streaming),
+            "Attach": Attach(base.store, handlers, base.streaming),
+            "PortForward": PortForward(base.store, base.layout, base.streaming),
             "ContainerStats": stats.container,
             "ListContainerStats": stats.list_containers,
             "PodSandboxStats": stats.pod,

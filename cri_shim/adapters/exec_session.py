@@ -28,7 +28,8 @@ _LOG: Final = ".log"
 class OciExecSession:
     """An `ExecSession`. `note` is the file that the runtime wrote the pid into."""
 
-    def __init__(self, child: process.Child, note: Path) -> None:
+    def __init__(self, child: process.Child, note: Path, terminal: int = -1) -> None:
+        self.terminal = terminal
         self._child = child
         self._note = note
 

@@ -1,7 +1,8 @@
-"""From the pipes of in-process containers to their CRI log files: one thread for all of them.
+"""From the pipes of in-process containers to their CRI log files and attached clients: one thread for all of them.
 
-Not for containers under a monitor process, which writes the log itself. Invariant: a pipe is always drained. A log that
-cannot be written (disk full, gone) loses text and never stops its container; what is in the file stays whole entries.
+Not for containers under a monitor process, which does that itself. Invariant: a pipe is drained as long as the clients
+of its container read, and one container never holds up another. A log that cannot be written (disk full, gone) loses
+text and never stops its container; what is in the file stays whole entries.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.streams import PIECE_BYTES
+from cri_shim.wire import conmon
 from cri_shim.wire.crilog import LineSplitter, Stream
 
 _BATCH: Final = 64 * 1024
@@ -91,20 +96,46 @@ def open_log(path: Path) -> int:
     return fd
 
 
-@dataclass(slots=True)
-class _Container:
-    """One container's outputs; `open` counts those that have not ended."""
+@dataclass(slots=True, eq=False)
+class Pumped:
+    """One container's outputs that have not ended, and the clients that get a copy. For the pump only."""
 
     log: LogFile
     drained: Callable[[], None]
-    open: int
+    open: set[int]
+    taps: list[_Tap] = field(default_factory=list)
+
+    @property
+    def is_held_up(self) -> bool:
+        return any(tap.waiting for tap in self.taps)
+
+
+@dataclass(slots=True, eq=False)
+class _Tap:
+    """A client's socket, and the packets that it has no room for."""
+
+    end: socket.socket
+    container: Pumped
+    waiting: deque[bytes] = field(default_factory=deque)
+
+    def send(self) -> bool:
+        """Send what waits, as far as there is room. False when the client has left."""
+        try:
+            while self.waiting:
+                self.end.send(self.waiting[0])
+                self.waiting.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(slots=True)
 class _Output:
     """The read end of one pipe."""
 
-    container: _Container
+    container: Pumped
     stream: Stream
     splitter: LineSplitter = field(init=False)
 
@@ -120,6 +151,9 @@ class LogPump:
         self._starting = threading.Lock()
         self._epoll: select.epoll | None = None
         self._wake = -1
+        self._closing = False
+        self._asked: deque[_Tap] = deque()
+        self._taps: dict[int, _Tap] = {}
         self._thread: threading.Thread | None = None
         self._last = 0
 
@@ -130,6 +164,7 @@ class LogPump:
         """
         with self._starting:
             if self._epoll is None:
+                self._closing = False
                 self._epoll = select.epoll()
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC)
                 self._epoll.register(self._wake, select.EPOLLIN)
@@ -137,21 +172,32 @@ class LogPump:
                 self._thread.start()
             return self._epoll
 
-    def attach(self, log: LogFile, outputs: Mapping[Stream, int], drained: Callable[[], None]) -> None:
+    def attach(self, log: LogFile, outputs: Mapping[Stream, int], drained: Callable[[], None]) -> Pumped:
         """Take over the read ends of pipes, until each is at its end.
 
         Then the log is closed and `drained` is called, in the pump's thread: it must not block.
         """
         epoll = self.start()
-        container = _Container(log, drained, len(outputs))
+        container = Pumped(log, drained, set(outputs.values()))
         for stream, fd in outputs.items():
             self._outputs[fd] = _Output(container, stream)
             epoll.register(fd, select.EPOLLIN)
+        return container
+
+    def tap(self, container: Pumped, end: socket.socket) -> None:
+        """Copy what the container writes from now on to `end`, in the form of conmon's attach socket.
+
+        It is closed when the container has ended. One that nobody reads stops the container's output.
+        """
+        end.setblocking(False)
+        self._asked.append(_Tap(end, container))
+        os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """End the thread. Containers that still write will block: end them before."""
         if self._thread is None or self._epoll is None:
             return
+        self._closing = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         self._epoll.close()
@@ -159,11 +205,23 @@ class LogPump:
         self._thread = self._epoll = None
 
     def _run(self, epoll: select.epoll) -> None:
-        while True:
+        while not self._closing:
             for fd, _ in epoll.poll():
                 if fd == self._wake:
-                    return
-                self._read(epoll, fd)
+                    os.eventfd_read(fd)
+                    self._connect()
+                elif fd in self._taps:
+                    self._flush(epoll, self._taps[fd])
+                elif not self._outputs[fd].container.is_held_up:  # since this poll, by its other stream
+                    self._read(epoll, fd)
+
+    def _connect(self) -> None:
+        while self._asked:
+            tap = self._asked.popleft()
+            if tap.container.open:
+                tap.container.taps.append(tap)
+            else:
+                tap.end.close()
 
     def _read(self, epoll: select.epoll, fd: int) -> None:
         output = self._outputs[fd]
@@ -173,14 +231,50 @@ class LogPump:
         entries = output.splitter.feed(data, at) if data else output.splitter.finish(at)
         if entries:
             output.container.log.write(entries)
-        if not data:
+        if data:
+            self._copy(epoll, output, data)
+        else:
             epoll.unregister(fd)
             del self._outputs[fd]
             os.close(fd)
-            self._ended(output.container)
+            self._ended(output.container, fd)
 
-    def _ended(self, container: _Container) -> None:
-        container.open -= 1
+    def _copy(self, epoll: select.epoll, output: _Output, data: bytes) -> None:
+        container = output.container
+        kind = conmon.ATTACH_ERROR if output.stream is Stream.STDERR else conmon.ATTACH_OUTPUT
+        for tap in tuple(container.taps):
+            tap.waiting.extend(
+                bytes((kind,)) + data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)
+            )
+            if not tap.send():
+                self._drop(tap)
+            elif tap.waiting:
+                self._taps[tap.end.fileno()] = tap
+                epoll.register(tap.end, select.EPOLLOUT)
+        if container.is_held_up:
+            for fd in container.open:
+                epoll.unregister(fd)
+
+    def _flush(self, epoll: select.epoll, tap: _Tap) -> None:
+        here = tap.send()
+        if here and tap.waiting:
+            return
+        del self._taps[tap.end.fileno()]
+        epoll.unregister(tap.end)
+        if not here:
+            self._drop(tap)
+        if not tap.container.is_held_up:
+            for fd in tap.container.open:
+                epoll.register(fd, select.EPOLLIN)
+
+    def _drop(self, tap: _Tap) -> None:
+        tap.container.taps.remove(tap)
+        tap.end.close()
+
+    def _ended(self, container: Pumped, fd: int) -> None:
+        container.open.remove(fd)
         if not container.open:
+            for tap in container.taps:
+                tap.end.close()
             container.log.close()
             container.drained()

@@ -79,6 +79,10 @@ class Files:
         return self.bundle / "log"
 
     @property
+    def attach(self) -> Path:
+        return self.bundle / "attach"
+
+    @property
     def runtime_log(self) -> Path:
         return self.bundle / "runtime.log"
 

@@ -67,6 +67,8 @@ class ExecCall:
     """As in the document: crun does not read it there, its process gets what the caller has."""
     owner: tuple[int, int] | None = None
     """Whom its pipes are given to, uid and gid; None = the runtime sees to it."""
+    console: Path | None = None
+    """The socket that the runtime sends the terminal to."""
 
 
 class OciRuntime:
@@ -133,18 +135,26 @@ class OciRuntime:
         if done.returncode != 0 and await asyncio.to_thread((self.root / container_id).exists):
             raise await self._error("cannot delete the container", done, log)
 
-    async def exec(self, container_id: ContainerId, call: ExecCall, streams: Streams) -> process.Child:
-        """Start a further process; returns when it runs. The daemon, a subreaper, is its parent then."""
+    async def exec(self, container_id: ContainerId, call: ExecCall, streams: Streams | None) -> process.Child:
+        """Start a further process; returns when it runs. The daemon, a subreaper, is its parent then.
+
+        Without streams it has a terminal, which is in the call's console socket when this returns.
+        """
         log = call.pid_file.with_suffix(".log")
         argv = [self.program, *self.global_arguments(log), "exec", "--detach"]
-        argv += [f"--process={call.document}", f"--pid-file={call.pid_file}", container_id]
+        argv += [f"--process={call.document}", f"--pid-file={call.pid_file}"]
+        argv += [f"--console-socket={call.console}"] if call.console else []
+        argv.append(container_id)
         enter = await self._enter()
 
         def spawn() -> process.Child:
-            with _no_input() if streams.stdin is None else contextlib.nullcontext(streams.stdin) as stdin:
-                if call.owner is not None:
-                    pipes.give((stdin, streams.stdout, streams.stderr), call.owner)
-                caller = process.spawn(argv, stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
+            if streams is None:
+                caller = process.spawn(argv, enter=enter)
+            else:
+                with _no_input() if streams.stdin is None else contextlib.nullcontext(streams.stdin) as stdin:
+                    if call.owner is not None:
+                        pipes.give((stdin, streams.stdout, streams.stderr), call.owner)
+                    caller = process.spawn(argv, stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
             process.set_oom_score_adj(caller.pid, call.oom_score_adj)
             return caller
 

@@ -10,20 +10,17 @@ import os
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.store import Store
+from cri_shim.flows.exec import DRAIN_SECONDS, command
 from cri_shim.flows.handlers import Handlers
-from cri_shim.flows.lookup import existing_container
-from cri_shim.model.container import ContainerState
-from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from cri_shim.flows.lookup import running_container
+from cri_shim.model.errors import DeadlineExceeded, InvalidArgument
 from cri_shim.model.handler import ExecRequest, ExecSession
-from cri_shim.model.ids import SHORT
 from cri_shim.pb import api_pb2 as pb
 
 OUTPUT_BYTES = 16 << 20
 """Per stream; what is beyond is read and dropped while the command goes on (contract: ExecSync)."""
 RESPONSE_BYTES = 15 << 20
 """Both streams together: the kubelet's client takes no message above 16 MiB."""
-DRAIN_SECONDS = 1.0
-"""How long a background child that keeps the output open can hold the answer after the command's own exit."""
 _CHUNK = 1 << 16
 
 
@@ -36,13 +33,8 @@ class ExecSync:
 
     async def __call__(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """Run a command; a status other than 0 is an answer, not an error."""
-        container = existing_container(self.store, request.container_id)
-        if container.state is not ContainerState.RUNNING:
-            msg = f"container {container.id[:SHORT]} is {container.state.value}, not running"
-            raise FailedPrecondition(msg)
-        if not request.cmd or not request.cmd[0]:
-            msg = "cmd is empty"
-            raise InvalidArgument(msg)
+        container = running_container(self.store, request.container_id)
+        args = command(request.cmd)
         if request.timeout < 0:
             msg = f"timeout {request.timeout} is negative"
             raise InvalidArgument(msg)
@@ -51,11 +43,11 @@ class ExecSync:
         try:
             session = await handler.exec(
                 container.id,
-                ExecRequest(args=tuple(request.cmd), stdin=None, stdout=stdout.write_end, stderr=stderr.write_end),
+                ExecRequest(args, stdin=None, stdout=stdout.write_end, stderr=stderr.write_end),
             )
             stdout.close_write_end()
             stderr.close_write_end()
-            code = await _finish(session, request.timeout or None, request.cmd[0])
+            code = await _finish(session, request.timeout or None, args[0])
             await _drain(stdout, stderr)
         finally:
             stdout.close()

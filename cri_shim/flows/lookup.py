@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 
 from cri_shim.adapters.store import Store
 from cri_shim.model.container import ContainerRecord, ContainerState
-from cri_shim.model.errors import InvalidArgument, NotFound
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
+from cri_shim.model.ids import SHORT
 from cri_shim.model.pod import PodRecord, PodState
 
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
@@ -47,6 +48,15 @@ def existing_container(store: Store, text: str) -> ContainerRecord:
     if container is None:
         msg = f"container {text[:64]!r} does not exist"
         raise NotFound(msg)
+    return container
+
+
+def running_container(store: Store, text: str) -> ContainerRecord:
+    """As `existing_container`, but FailedPrecondition for one that does not run."""
+    container = existing_container(store, text)
+    if container.state is not ContainerState.RUNNING:
+        msg = f"container {container.id[:SHORT]} is {container.state.value}, not running"
+        raise FailedPrecondition(msg)
     return container
 
 

@@ -152,13 +152,21 @@ def run_in_netns(path: Path, function: Callable[[], T]) -> T:
 
     Sockets made there keep that namespace. FailedPrecondition when the namespace is gone.
     """
+    return threads.call_in_new_thread(_in_netns(path, function))
 
+
+async def await_in_netns(path: Path, function: Callable[[], T]) -> T:
+    """The same without blocking the loop."""
+    return await threads.await_in_new_thread(_in_netns(path, function))
+
+
+def _in_netns(path: Path, function: Callable[[], T]) -> Callable[[], T]:
     def body() -> T:
         with _opened(path) as fd:
             libc.setns(fd, libc.CLONE_NEWNET)
         return function()
 
-    return threads.call_in_new_thread(body)
+    return body
 
 
 def visit_netns(paths: Sequence[Path], function: Callable[[], T]) -> list[T | None]:

@@ -62,6 +62,14 @@ class FailedPrecondition(CriShimError):
     code = Code.FAILED_PRECONDITION
 
 
+class CannotExecute(FailedPrecondition):
+    """There is no such program in the container (127), or nothing that its user may execute (126), as shells say it."""
+
+    def __init__(self, cause: str, *, hint: str = "", exit_status: int) -> None:
+        super().__init__(cause, hint=hint)
+        self.exit_status = exit_status
+
+
 class ResourceExhausted(CriShimError):
     """A limit of the node is reached: disk, tokens, processes."""
 

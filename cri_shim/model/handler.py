@@ -17,6 +17,7 @@ from cri_shim.model.container import ContainerRecord, Exit, User
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.image import ImageRecord
 from cri_shim.model.selinux import Label
+from cri_shim.model.streams import TerminalSize
 from cri_shim.model.user_namespace import UserNamespace
 from cri_shim.pb import api_pb2 as pb
 
@@ -122,6 +123,24 @@ class ExecRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TerminalRequest:
+    """The same with a new terminal for all three streams."""
+
+    args: tuple[str, ...]
+    size: TerminalSize | None
+    """None = not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a container has written, at most PIECE_BYTES of it."""
+
+    data: bytes
+    is_error: bool
+    """Whether to standard error; never with a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerStats:
     """What a container uses that is in no cgroup of its own. In ns of CPU since its start, and in bytes."""
 
@@ -134,12 +153,41 @@ class HandlerStats:
 class ExecSession(Protocol):
     """One exec'ed process."""
 
+    @property
+    def terminal(self) -> int:
+        """The master end of its terminal, the caller's to close; -1 without a terminal."""
+        ...
+
     async def wait(self) -> int:
         """The exit status, 128 + n for signal n."""
         ...
 
     async def kill(self) -> None:
         """SIGKILL to the process and all its descendants; returns when they are gone."""
+        ...
+
+
+class Attachment(Protocol):
+    """One client at the streams of a container's first process, which does not notice it come and go."""
+
+    async def read(self) -> Piece | None:
+        """What is written from now on; None when the container has ended. Unread output stops the container."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """To its standard input. ConnectionError when nothing more can be written."""
+        ...
+
+    async def end_input(self) -> None:
+        """The client has no more input: in a `stdin_once` container the end for all, else it means nothing."""
+        ...
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Of its terminal; nothing without one."""
+        ...
+
+    async def aclose(self) -> None:
+        """Leave. A second call does nothing."""
         ...
 
 
@@ -179,8 +227,15 @@ class Handler(Protocol):
         """Kill what runs and remove everything that `create` made. Unknown = success."""
         ...
 
-    async def exec(self, container_id: ContainerId, request: ExecRequest) -> ExecSession:
-        """Start a further process."""
+    async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
+        """Start a further process. CannotExecute when the container has no such program."""
+        ...
+
+    async def attach(self, container_id: ContainerId, *, stdin: bool) -> Attachment:
+        """Be another client of the first process's streams, with input if `stdin`.
+
+        FailedPrecondition when the container does not run.
+        """
         ...
 
     async def reopen_log(self, container_id: ContainerId) -> None:

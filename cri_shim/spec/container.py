@@ -6,7 +6,7 @@ refused with an error that names it.
 
 from __future__ import annotations
 
-from cri_shim.model.handler import ContainerPlan
+from cri_shim.model.handler import ContainerPlan, ExecRequest, TerminalRequest
 from cri_shim.spec import (
     apparmor,
     base_spec,
@@ -70,9 +70,16 @@ def clamped(plan: ContainerPlan, host: HostFacts) -> list[str]:
     return found
 
 
-def exec_process(process: Json, args: tuple[str, ...]) -> Json:
-    """The process of an exec: that of the container, with other arguments and no terminal (contract: ExecSync)."""
-    return {**process, "args": list(args), "terminal": False}
+def exec_process(process: Json, request: ExecRequest | TerminalRequest) -> Json:
+    """The process of an exec: that of the container, with other arguments (contract: ExecSync, exec defaults)."""
+    further = {**process, "args": list(request.args), "terminal": False}
+    if isinstance(request, ExecRequest):
+        return further
+    env, size = process["env"], request.size
+    if not any(variable.startswith("TERM=") for variable in env):
+        env = [*env, "TERM=xterm"]
+    console = {"consoleSize": {"height": size.height, "width": size.width}} if size else {}
+    return {**further, "terminal": True, "env": env, **console}
 
 
 def _process(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:

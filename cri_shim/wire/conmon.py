@@ -12,12 +12,22 @@ from typing import Final
 import msgspec
 
 from cri_shim.model.errors import Internal
+from cri_shim.model.streams import TerminalSize
 
 REOPEN_LOG: Final = b"2 0 0\n"
 """Control message: close the log and open its path anew (ctrl.c)."""
 
+ATTACH_OUTPUT: Final = 2
+ATTACH_ERROR: Final = 3
+"""First byte of a packet on the attach socket: what was written to standard output, to standard error (utils.h)."""
+
 LOST: Final = 255
 """The exit status where conmon knew none."""
+
+
+def resize(size: TerminalSize) -> bytes:
+    """Control message: the new size of the container's terminal (ctrl.c: two numbers of at most three digits)."""
+    return b"1 %d %d\n" % (min(size.height, 999), min(size.width, 999))
 
 
 @dataclass(frozen=True, slots=True)

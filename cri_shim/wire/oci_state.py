@@ -13,54 +13,71 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal
+from cri_shim.model.errors import CannotExecute, CriShimError, FailedPrecondition, Internal
 
-# What is wrong with the image or the request rather than with the node; runc and crun have their own words for each.
-_HINTS = (
-    (
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    """What is wrong with the image or the request rather than with the node; runc and crun have words of their own.
+
+    `status` is that of a shell when a program cannot be executed, 0 for anything else.
+    """
+
+    words: re.Pattern[str]
+    hint: str
+    status: int = 0
+
+
+_CAUSES = (
+    _Cause(
         re.compile(r"exec format error", re.IGNORECASE),
         "{program} is for another CPU, or no program at all; a Wasm module needs a RuntimeClass of a Wasm handler",
+        126,
     ),
-    (
+    _Cause(
         re.compile(
             r"executable file .*not found|exec: .*no such file or directory|executable: file name too long",
             re.IGNORECASE,
         ),
         "the image has no {program}; check command, args and PATH",
+        127,
     ),
-    (
+    _Cause(
         re.compile(r"exec (/|container process ).*no such file or directory", re.IGNORECASE),
         "the image lacks what {program} is run by: the interpreter of its first line, or its dynamic loader",
+        127,
     ),
-    (
+    _Cause(
         re.compile(r"(exec: |open executable: ).*(permission denied|not permitted)", re.IGNORECASE),
         "{program} must be a file that the container's user may execute",
+        126,
     ),
-    (
+    _Cause(
         re.compile(r"argument list too long", re.IGNORECASE),
         "command, args and envs are more than the kernel hands to a program",
+        126,
     ),
-    (
+    _Cause(
         re.compile(r"(mount_setattr|MOUNT_ATTR_IDMAP).*support idmap mounts", re.IGNORECASE),
         "the file system of the volume has no idmapped mounts, which a pod with a user namespace needs",
     ),
-    (
+    _Cause(
         re.compile(r"mount.*: not a directory", re.IGNORECASE),
         "container_path must lead through directories, to a directory for a directory and to a file for a file",
     ),
-    (
+    _Cause(
         re.compile(r"(chdir|mkdir) .*: not a directory", re.IGNORECASE),
         "working_dir and every container_path must lead through directories of the image",
     ),
-    (
+    _Cause(
         re.compile(r"cpuset\.(cpus|mems)"),
         "cpuset_cpus and cpuset_mems can only name what the node and the pod's cgroup have",
     ),
-    (
+    _Cause(
         re.compile(r"memory limit could be too low|memory limit too low|unable to set memory limit", re.IGNORECASE),
         "raise memory_limit_in_bytes",
     ),
-    (
+    _Cause(
         re.compile(
             r"(/sys/fs/cgroup/|writing file `)\S+: "
             r"(invalid argument|numerical result out of range|no such file or directory|device or resource busy)",
@@ -190,5 +207,10 @@ def runtime_error(what: str, said: str, args: Sequence[str] = ()) -> CriShimErro
     """The error for a failed call: what the runtime said, and a hint where the cause is known."""
     program = args[0] if args else "the command"
     text = f"{what}: {said or 'the runtime failed without a word'}"
-    hint = next((hint for cause, hint in _HINTS if cause.search(said)), "")
-    return FailedPrecondition(text, hint=hint.format(program=program)) if hint else Internal(text)
+    cause = next((cause for cause in _CAUSES if cause.words.search(said)), None)
+    if cause is None:
+        return Internal(text)
+    hint = cause.hint.format(program=program)
+    if cause.status:
+        return CannotExecute(text, hint=hint, exit_status=cause.status)
+    return FailedPrecondition(text, hint=hint)

@@ -13,22 +13,34 @@ import os
 import signal as signals
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from cri_shim.adapters.attach import Attachments
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.exec_session import OciExecSession, abandon, abandon_all, remember
 from cri_shim.adapters.monitor import Files, Launch, Launched, Monitors, Supervised
 from cri_shim.adapters.oci_runtime import Enter, ExecCall, Identity, OciRuntime, Streams
 from cri_shim.adapters.shielded import to_the_end
+from cri_shim.adapters.terminal import console_socket
 from cri_shim.kernel import fs, pidfd, process
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
 from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound
-from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, HandlerStats, Kind, Started
+from cri_shim.model.handler import (
+    Attachment,
+    ContainerPlan,
+    ExecRequest,
+    ExecSession,
+    Features,
+    HandlerStats,
+    Kind,
+    Started,
+    TerminalRequest,
+)
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container as spec
@@ -54,6 +66,7 @@ class _Container:
     exit: Exit | None = None
     watch: asyncio.Task[None] | None = None
     execs: Iterator[int] = field(default_factory=itertools.count)
+    attachments: Attachments = field(default_factory=Attachments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,19 +191,21 @@ class OciHandler:
         await asyncio.to_thread(self._context.cgroups.remove, cgroup_parent, container_id)
         self._containers.pop(container_id, None)
 
-    async def exec(self, container_id: ContainerId, request: ExecRequest) -> ExecSession:
+    async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
         """Start a further process; see `Handler`."""
-        container = self._known(container_id)
-        if not container.started_at or container.exit is not None:
-            msg = f"container {container_id[:SHORT]} is not running"
-            raise FailedPrecondition(msg)
+        container = self._running(container_id)
         starting = asyncio.ensure_future(self._exec(container, request))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):
-                await asyncio.shield((await starting).kill())
+                await asyncio.shield(_discard(await starting))
             raise
+
+    async def attach(self, container_id: ContainerId, *, stdin: bool) -> Attachment:
+        """Connect to conmon, which copies all output to every client; see `Handler`."""
+        container = self._running(container_id)
+        return await container.attachments.attach(container.supervised.launch, stdin=stdin)
 
     async def reopen_log(self, container_id: ContainerId) -> None:
         """See `Handler`."""
@@ -236,6 +251,7 @@ class OciHandler:
         await asyncio.gather(*watches, return_exceptions=True)
         for container in self._containers.values():
             container.supervised.child.close()
+            container.attachments.close()
         self._containers.clear()
         await self._runtime.aclose()
 
@@ -244,6 +260,13 @@ class OciHandler:
         if container is None:
             msg = f"container {container_id[:SHORT]} is not known to handler {self.name!r}"
             raise NotFound(msg)
+        return container
+
+    def _running(self, container_id: ContainerId) -> _Container:
+        container = self._known(container_id)
+        if not container.started_at or container.exit is not None:
+            msg = f"container {container_id[:SHORT]} is not running"
+            raise FailedPrecondition(msg)
         return container
 
     def _launch(self, plan: ContainerPlan, enter: Enter | None, profiles: frozenset[str]) -> Launched:
@@ -282,6 +305,7 @@ class OciHandler:
 
     async def _until_exit(self, container: _Container) -> None:
         container.exit = await self._monitors.ended(container.supervised)
+        container.attachments.close()
         if container.started_at:
             self._tell(container)
 
@@ -293,19 +317,24 @@ class OciHandler:
                 container.supervised.launch.container_id, msgspec.structs.replace(container.exit, at=at)
             )
 
-    async def _exec(self, container: _Container, request: ExecRequest) -> ExecSession:
+    async def _exec(self, container: _Container, request: ExecRequest | TerminalRequest) -> OciExecSession:
         launch = container.supervised.launch
         note = launch.files.bundle / "exec" / f"{next(container.execs)}.pid"
-        streams = Streams(request.stdin, request.stdout, request.stderr)
         try:
-            call = await asyncio.to_thread(_write_exec, launch, note, request.args)
-            child = await self._runtime.exec(launch.container_id, call, streams)
+            call = await asyncio.to_thread(_write_exec, launch, note, request)
+            if isinstance(request, ExecRequest):
+                streams = Streams(request.stdin, request.stdout, request.stderr)
+                child = await self._runtime.exec(launch.container_id, call, streams)
+                await asyncio.to_thread(remember, note, child.pid)
+                return OciExecSession(child, note)
+            with console_socket(note.with_suffix(".tty")) as console:
+                child = await self._runtime.exec(launch.container_id, replace(call, console=console.path), None)
+                await asyncio.to_thread(remember, note, child.pid)
+                return OciExecSession(child, note, console.take())
         except BaseException:
             # A runtime that failed or was killed may have started the process before.
             await asyncio.to_thread(lambda: abandon(note, self._members(launch)))
             raise
-        await asyncio.to_thread(remember, note, child.pid)
-        return OciExecSession(child, note)
 
     async def _change(
         self, container: _Container, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
@@ -388,13 +417,19 @@ def _owner(plan: ContainerPlan) -> tuple[int, int] | None:
     return (ids.uids.on_host(user.uid), ids.gids.on_host(user.gid)) if ids is not None else None
 
 
-def _write_exec(launch: Launch, note: Path, args: tuple[str, ...]) -> ExecCall:
+async def _discard(session: OciExecSession) -> None:
+    if session.terminal >= 0:
+        os.close(session.terminal)
+    await session.kill()
+
+
+def _write_exec(launch: Launch, note: Path, request: ExecRequest | TerminalRequest) -> ExecCall:
     """The document of a further process, from that of the first one."""
     note.parent.mkdir(mode=0o700, exist_ok=True)
     process_file = note.with_suffix(".json")
-    document = spec.exec_process(msgspec.json.decode(launch.files.config.read_bytes())["process"], args)
+    document = spec.exec_process(msgspec.json.decode(launch.files.config.read_bytes())["process"], request)
     process_file.write_bytes(msgspec.json.encode(document))
-    return ExecCall(process_file, note, args, document["oomScoreAdj"], launch.owner)
+    return ExecCall(process_file, note, request.args, document["oomScoreAdj"], launch.owner)
 
 
 def _signal_first(supervised: Supervised, signal: int) -> None:

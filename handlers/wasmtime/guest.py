@@ -107,6 +107,8 @@ class Guest:
         self._thread_lock = threading.Lock()
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
         self.output: Output | None = None
+        self.has_input = bool(spec.stdin)
+        self._keeper = -1
         self.meter = Meter()
         self.clock_base = 0
 
@@ -128,6 +130,7 @@ class Guest:
         if self.signal is None:
             self.signal = signal
         self._stopping.set()
+        self.end_input()  # it may be waiting for some
         # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other.
         self.engine.increment_epoch()
 
@@ -236,10 +239,21 @@ class Guest:
         output = Output(self.spec.log_path)
         resources.callback(output.close)
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
+        if self.spec.stdin:
+            # Also a writer: no client that comes and goes ends the input.
+            self._keeper = os.open(self.spec.stdin, os.O_RDWR | os.O_CLOEXEC)
+            resources.callback(self.end_input)
         store.set_wasi(wasi_config(self.spec, output))
         output.hand_over(self._pump, self._drained)
         self.output = output
         return output
+
+    def end_input(self) -> None:
+        """The guest reads end-of-file when nobody else has the FIFO open for writing. A second call does nothing."""
+        with self._thread_lock:
+            fd, self._keeper = self._keeper, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _start_error(self, error: Exception) -> CriShimError:
         if isinstance(error, CriShimError):

@@ -11,7 +11,7 @@ import msgspec
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
-from handlers.wasmtime.guest_spec import Entry, GuestSpec, Preopen, WorkerSpec
+from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Preopen, WorkerSpec
 from handlers.wasmtime.quota import CpuLimit
 
 _GENTLEST, _KEENEST = 19, 5
@@ -36,6 +36,8 @@ def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Pr
         nice=0,
         cpus=(),
         log_path=str(plan.log_path) if plan.log_path is not None else "",
+        stdin=str(plan.bundle / STDIN) if plan.config.stdin else "",
+        stdin_once=plan.config.stdin_once,
     )
     return with_limits(spec, plan.config.linux.resources)
 

@@ -14,6 +14,8 @@ from cri_shim.model.ids import Digest
 from handlers.wasmtime.quota import CpuLimit
 
 DEFAULT_FUNCTION: Final = "_start"
+STDIN: Final = "stdin"
+"""The FIFO in the bundle of a container with standard input."""
 
 
 class Preopen(msgspec.Struct, frozen=True):
@@ -71,3 +73,6 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Empty = output is discarded."""
     worker: WorkerSpec | None = None
     """None = a thread of the daemon. In a worker the limits above are not set: its cgroup has them."""
+    stdin: str = ""
+    """A FIFO; empty = standard input is at its end from the start."""
+    stdin_once: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -22,14 +23,25 @@ from cri_shim.adapters.context import HandlerContext
 from cri_shim.kernel import fs
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
 from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
-from cri_shim.model.handler import ContainerPlan, ExecRequest, ExecSession, Features, HandlerStats, Kind, Started
+from cri_shim.model.handler import (
+    Attachment,
+    ContainerPlan,
+    ExecRequest,
+    ExecSession,
+    Features,
+    HandlerStats,
+    Kind,
+    Started,
+    TerminalRequest,
+)
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime import preopens
+from handlers.wasmtime.attachment import attach
 from handlers.wasmtime.cache import ModuleCache
 from handlers.wasmtime.ending import ends_guest
 from handlers.wasmtime.guest_plan import as_worker, guest_spec, with_limits
-from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.guest_spec import STDIN, GuestSpec
 from handlers.wasmtime.in_process import Guests
 from handlers.wasmtime.limits import worker_limits, worker_spec
 from handlers.wasmtime.module_file import find_module
@@ -111,6 +123,8 @@ class WasmtimeHandler:
         else:
             refuse_in_process(plan.config)
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
+        if spec.stdin:
+            os.mkfifo(spec.stdin, 0o600)
         return self._look_up(spec, plan.stop_signal)
 
     def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, bool]:
@@ -202,9 +216,17 @@ class WasmtimeHandler:
         if spec is not None and spec.worker is not None:
             self._workers.remove(container_id, spec.worker)
 
-    async def exec(self, container_id: ContainerId, request: ExecRequest) -> ExecSession:
+    async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
         """Not yet."""
         _refuse_exec()
+
+    async def attach(self, container_id: ContainerId, *, stdin: bool) -> Attachment:
+        """A copy of the output, and the FIFO of the input."""
+        container = self._known(container_id)
+        if container.run is None or not container.running:
+            msg = f"container {container_id[:SHORT]} is not running"
+            raise FailedPrecondition(msg)
+        return await attach(container.run, stdin=stdin)
 
     async def reopen_log(self, container_id: ContainerId) -> None:
         """FailedPrecondition when the new file cannot be made; the old one is written on then."""
@@ -301,7 +323,8 @@ def _lost(message: str) -> Exit:
 
 def _remove(bundle: Path) -> None:
     preopens.dismantle(bundle / _WORK)
-    (bundle / _SPEC).unlink(missing_ok=True)
+    for name in (_SPEC, STDIN):
+        (bundle / name).unlink(missing_ok=True)
 
 
 def _refuse_exec() -> NoReturn:

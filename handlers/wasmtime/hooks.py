@@ -32,6 +32,8 @@ _LONGEST_WAIT: Final = 3600.0
 class HookedGuest(Protocol):
     """What the hooks ask of a guest."""
 
+    has_input: bool
+    """Whether standard input may have something; else it is at its end from the start."""
     clock_base: int
     """`time.monotonic_ns()` at the zero of the guest's monotonic clock."""
 
@@ -77,7 +79,7 @@ def _poll(guest: HookedGuest, memory: _Memory, pointers: tuple[int, int, int, in
     asked = memory.read(subscriptions, count * poll.SUBSCRIPTION_SIZE)
     if asked is None:
         return poll.Errno.FAULT
-    call = poll.parse_poll(asked, _now(guest))
+    call = poll.parse_poll(asked, _now(guest), has_input=guest.has_input)
     if isinstance(call, poll.Errno):
         return call
     happened = _wait(guest, call)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.adapters.log_pump import LogPump
+from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.model.container import Exit
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.handler import HandlerStats, Started
@@ -35,8 +37,11 @@ class GuestRun:
     guest: Guest
     spec: GuestSpec
     throttle: Throttle
+    inputs: set[WriteEnd] = field(default_factory=set)
 
     def stop(self, signal: int) -> None:
+        for entry in self.inputs:  # a guest that waits for input sees the signal when it has an end
+            entry.abandon()
         self.guest.stop(signal)
 
     async def update(
@@ -58,6 +63,13 @@ class GuestRun:
     async def reopen_log(self) -> None:
         if self.guest.output is not None:
             await asyncio.to_thread(self.guest.output.log.reopen)
+
+    async def tap(self, end: socket.socket) -> None:
+        if self.guest.output is not None:
+            self.guest.output.tap(end)
+
+    async def end_input(self) -> None:
+        self.guest.end_input()
 
     def stats(self) -> HandlerStats:
         metered = self.guest.meter.read()

@@ -6,6 +6,7 @@ Not the log. Invariant: a descriptor made here is closed exactly once, by `close
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,10 +50,15 @@ class Output:
     def hand_over(self, pump: LogPump, drained: Callable[[], None]) -> None:
         """The engine has opened its own ends: the pump takes the log and the read ends, until the guest has ended."""
         self._close(self._stdout[1])
+        self._pump = pump
         reads = {Stream.STDOUT: self._stdout[0], Stream.STDERR: self._stderr[0]}
         for fd in reads.values():
             self._open.remove(fd)
-        pump.attach(self.log, reads, drained)
+        self._pumped = pump.attach(self.log, reads, drained)
+
+    def tap(self, end: socket.socket) -> None:
+        """Copy what is written from now on to `end`; see `LogPump.tap`. After `hand_over`."""
+        self._pump.tap(self._pumped, end)
 
     def say(self, text: str) -> None:
         """A last word on standard error, from the engine."""

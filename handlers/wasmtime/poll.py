@@ -1,7 +1,8 @@
 """WASI preview 1 `poll_oneoff`: subscriptions in, events out.
 
 Not the waiting and not a clock: the caller brings both. Source: the WASI preview 1 witx, `subscription` and `event`.
-Without sockets and without standard input every descriptor is ready at once; what a guest waits for is time.
+Without sockets every descriptor is ready at once, standard input too: the engine reads it ahead, so that nobody can
+see whether there is some, and a read waits for it. What a guest waits for here is time.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Poll:
         return min(timer.due - now.of(timer.clock) for timer in self.timers)
 
 
-def parse_poll(subscriptions: bytes, now: Now) -> Poll | Errno:
+def parse_poll(subscriptions: bytes, now: Now, *, has_input: bool = False) -> Poll | Errno:
     """Parse the subscriptions of a call; a relative timer counts from `now`."""
     ready: list[bytes] = []
     timers: list[_Timer] = []
@@ -98,7 +99,7 @@ def parse_poll(subscriptions: bytes, now: Now) -> Poll | Errno:
             timers.append(_Timer(userdata, clock, timeout if flags & _ABSOLUTE else now.of(clock) + timeout))
         elif tag in {_Type.FD_READ, _Type.FD_WRITE}:
             (fd,) = _DESCRIPTOR.unpack_from(subscriptions, content)
-            at_end = tag == _Type.FD_READ and fd == _STDIN
+            at_end = tag == _Type.FD_READ and fd == _STDIN and not has_input
             ready.append(_event(userdata, Errno.SUCCESS, _Type(tag), 0 if at_end else 1, _HANGUP if at_end else 0))
         else:
             return Errno.INVAL

@@ -10,7 +10,7 @@ from handlers.wasmtime.output import Output
 
 
 def wasi_config(spec: GuestSpec, output: Output) -> wasmtime.WasiConfig:
-    """FailedPrecondition names what cannot be opened. Standard input is at its end from the start."""
+    """FailedPrecondition names what cannot be opened."""
     config = wasmtime.WasiConfig()
     settings = {
         "argv": list(spec.argv),
@@ -18,6 +18,8 @@ def wasi_config(spec: GuestSpec, output: Output) -> wasmtime.WasiConfig:
         "stdout_file": output.stdout_path,
         "stderr_file": output.stderr_path,
     }
+    if spec.stdin:
+        settings["stdin_file"] = spec.stdin
     for name, value in settings.items():
         setattr(config, name, value)
     for preopen in spec.preopens:

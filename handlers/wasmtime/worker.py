@@ -141,6 +141,11 @@ class _Worker:
         elif "log" in request and guest.output is not None:
             guest.output.log.replace(fds[0])
             self._tell({"log": True})
+        elif "tap" in request and guest.output is not None:
+            guest.output.tap(socket.socket(fileno=fds[0]))
+            self._tell({"tap": True})
+        elif "end_input" in request:
+            guest.end_input()
         return True
 
     def _stop(self, guest: Guest, signal: int) -> None:

@@ -28,6 +28,7 @@ from cri_shim.adapters.log_pump import open_log
 from cri_shim.adapters.process_cgroup import ProcessCgroups
 from cri_shim.adapters.zygote import Zygote, ZygoteLostError
 from cri_shim.kernel import fs, pidfd, process
+from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.model import errors
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal
@@ -89,6 +90,8 @@ class WorkerRun:
     channel: _Channel
     watch: asyncio.Task[None] | None = None
     killed: bool = False
+    inputs: set[WriteEnd] = field(default_factory=set)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def worker(self) -> WorkerSpec:
@@ -128,6 +131,14 @@ class WorkerRun:
             await self.channel.ask({"log": True}, "log", fd)
         finally:
             os.close(fd)
+
+    async def tap(self, end: socket.socket) -> None:
+        with end:
+            async with self.asking:
+                await self.channel.ask({"tap": True}, "tap", end.fileno())
+
+    async def end_input(self) -> None:
+        self.channel.send({"end_input": True})
 
     def stats(self) -> HandlerStats | None:
         return None

@@ -231,6 +231,22 @@ STDIN: Final = _guest(
 )
 """Exits with errno plus the number of bytes that standard input had."""
 
+CAT: Final = _guest(
+    "fd_read fd_write",
+    """(data (i32.const 512) "ready\\n")
+    (func (export "_start")
+      (call $write (i32.const 1) (i32.const 512) (i32.const 6))
+      (block $end (loop $next
+        (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 4096))
+        (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+        (br_if $end (i32.eqz (i32.load (i32.const 8))))
+        (call $write (i32.const 1) (i32.const 1024) (i32.load (i32.const 8)))
+        (br $next)))
+      (call $write (i32.const 2) (i32.const 512) (i32.const 6)))""",
+    parts=_WRITE,
+)
+"""Prints `ready`, copies standard input to standard output, and at its end prints `ready` on standard error."""
+
 LIBRARY: Final = _guest(
     "fd_write",
     """(global $ready (mut i32) (i32.const 0))

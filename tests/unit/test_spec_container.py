@@ -13,10 +13,11 @@ from google.protobuf.message import Message
 from cri_shim.model.capabilities import DEFAULT_CAPABILITIES, NAMES
 from cri_shim.model.container import User
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
-from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
+from cri_shim.model.handler import ContainerPlan, ExecRequest, PodContext, ProcessPlan, TerminalRequest
 from cri_shim.model.ids import ContainerId, PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.selinux import Label
+from cri_shim.model.streams import TerminalSize
 from cri_shim.model.user_namespace import IdRange, UserNamespace
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container, infra
@@ -655,7 +656,17 @@ class TestDevices:
 def test_exec_has_other_arguments_and_no_terminal() -> None:
     process = build(pb.ContainerConfig(tty=True))["process"]
     assert process["terminal"] is True
-    assert container.exec_process(process, ("a", "b")) == {**process, "args": ["a", "b"], "terminal": False}
+    further = container.exec_process(process, ExecRequest(("a", "b"), None, 1, 2))
+    assert further == {**process, "args": ["a", "b"], "terminal": False}
+
+
+def test_exec_with_a_terminal_has_its_size_and_a_term() -> None:
+    process = build(pb.ContainerConfig())["process"]
+    further = container.exec_process(process, TerminalRequest(("a",), TerminalSize(80, 24)))
+    given = {"terminal": True, "consoleSize": {"height": 24, "width": 80}, "env": [*process["env"], "TERM=xterm"]}
+    assert further == {**process, "args": ["a"], **given}
+    own = {**process, "env": ["TERM=vt100"]}
+    assert container.exec_process(own, TerminalRequest(("a",), None)) == {**own, "args": ["a"], "terminal": True}
 
 
 def test_infra_container_holds_its_program_and_no_rights() -> None:
