@@ -43,6 +43,7 @@ from cri_shim.flows.exec_sync import ExecSync
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_admin import AdministerImages
+from cri_shim.flows.image_check import CheckImages
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_layout import ImageLayout
@@ -314,6 +315,7 @@ class ImageFlows:
             "PinImage": administer.pin,
             "PruneImages": administer.prune,
             "LoadImages": loading,
+            "CheckImages": CheckImages(store, content, layers, collector, image_layout, names, pull),
             "SaveImages": SaveImages(store.images, content, registry, collector, puller, image_layout),
         }
         return cls(methods, admin, collector, registry, pull, imports, image_layout)

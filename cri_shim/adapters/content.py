@@ -102,6 +102,26 @@ class Content:
         """A small blob as a whole."""
         return await asyncio.to_thread(self.path(digest).read_bytes)
 
+    async def damage(self, digest: Digest) -> str:
+        """Read a blob anew: what is wrong with it, empty when nothing is."""
+        hashed, size, path = hashlib.sha256(), 0, self.path(digest)
+        try:
+            # A piece at a time, so that a caller who is cancelled waits for one piece only.
+            while piece := await asyncio.to_thread(_piece, path, size):
+                await asyncio.to_thread(hashed.update, piece)
+                size += len(piece)
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        if size != self.size(digest):
+            return f"has {size} bytes, not {self.size(digest)}"
+        return "" if f"sha256:{hashed.hexdigest()}" == digest else "is not what its digest says"
+
+    async def strangers(self) -> list[Path]:
+        """Files in the blob directory that are no blobs known to be there."""
+        known = {path.name for path in map(self.path, self._sizes)}
+        directory = self._layout.images / "blobs" / "sha256"
+        return await asyncio.to_thread(lambda: [path for path in directory.iterdir() if path.name not in known])
+
     async def put(self, digest: Digest, data: bytes) -> None:
         """Keep bytes whose digest the caller has computed."""
         if self.has(digest):
@@ -170,6 +190,14 @@ def _sizes(directory: Path) -> dict[Digest, int]:
         else:
             sizes[Digest(f"sha256:{entry.name}")] = entry.stat().st_size
     return sizes
+
+
+def _piece(path: Path, offset: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return os.pread(fd, 4 * _CHUNK, offset)
+    finally:
+        os.close(fd)
 
 
 def _unlink(paths: Sequence[Path]) -> None:

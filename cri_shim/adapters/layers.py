@@ -7,9 +7,10 @@ complete; one that no record names is removed at the next start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ import msgspec
 from cri_shim.adapters.content import NO_SPACE, disk_errors, disk_full
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.zygote import TaskError, Zygote, ZygoteLostError
-from cri_shim.kernel import fs
+from cri_shim.kernel import fs, threads
 from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, PullError
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
@@ -152,6 +153,30 @@ class Layers:
         """True when the root directory is as it is without an entry for it: 0755, root, no xattrs."""
         return await asyncio.to_thread(_has_plain_root, self.path(record))
 
+    async def damage(self, record: LayerRecord) -> str:
+        """Look at a layer: what is wrong with it, empty when nothing is.
+
+        There is no digest of a directory. What is found is a layer that is gone, cannot be read, or was emptied: less
+        than half of what was unpacked; exactly as much it is not where an archive names the same place twice.
+        """
+        path = self.path(record)
+        if not await asyncio.to_thread(path.is_dir):
+            return "is not there"
+        try:
+            size, inodes = await threads.await_in_new_thread(lambda: fs.contents(path))
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        if inodes < record.inodes // 2 or size < record.size // 2:
+            return f"has {inodes} files with {size} bytes, {record.inodes} with {record.size} were unpacked"
+        return ""
+
+    async def strangers(self, known: Collection[int]) -> list[Path]:
+        """Directories that are neither these layers nor being made."""
+        names = {str(number) for number in known}
+        return await asyncio.to_thread(
+            lambda: [path for path in self._layout.layers.iterdir() if path.name not in names and path.suffix != ".tmp"]
+        )
+
     async def _run(
         self,
         task: str,
@@ -165,7 +190,7 @@ class Layers:
         """One unpacker over the paths, as descriptors in this order, then `given`; a `.tmp` directory is made."""
         name = f"cri_shim.zygote.{task}:{task}"
         with disk_errors(self._layout.root):
-            fds = await asyncio.to_thread(_open_all, paths)
+            fds = await _opened(paths)
         try:
             try:
                 return await self._zygote.run(name, arguments, (*fds, *given), timeout=timeout)
@@ -200,6 +225,22 @@ class Layers:
             else:
                 fs.remove_tree(directory)
         return frozenset(found)
+
+
+async def _opened(paths: Sequence[Path]) -> list[int]:
+    """Who is cancelled meanwhile leaves no descriptor, and no directory that is made behind its back."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_open_all, paths))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await to_the_end(_closed(opening))
+        raise
+
+
+async def _closed(opening: asyncio.Future[list[int]]) -> None:
+    with contextlib.suppress(OSError):
+        for fd in await opening:
+            os.close(fd)
 
 
 def _open_all(paths: Sequence[Path]) -> list[int]:

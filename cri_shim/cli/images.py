@@ -56,6 +56,9 @@ def add_commands(parsers: Parsers) -> None:
     verb.add_argument("images", metavar="IMAGE", nargs="+")
     verb.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
 
+    verb = _verb(verbs, "check", _check, "hash every blob again, and look at every layer and record; 1 for a problem")
+    verb.add_argument("--repair", action="store_true", help="remove what is damaged and fetch its images again")
+
     verb = _verb(verbs, "prune", _prune, "remove every image that no container uses and that is not pinned")
     verb.add_argument("--dry-run", action="store_true", help="only say what would go")
 
@@ -126,6 +129,22 @@ def _save(arguments: argparse.Namespace) -> int:
         for piece in daemon.save_images(arguments.images):
             file.write(piece)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    problems = 0
+    with connect(arguments) as daemon:
+        for answer in daemon.check_images(repair=arguments.repair):
+            match answer.WhichOneof("found"):
+                case "problem":
+                    print(answer.problem)
+                case "repaired":
+                    print(answer.repaired)
+                case _:
+                    what, problems = answer.summary, answer.summary.problems
+                    print(f"{what.images} images, {what.layers} layers, {what.blobs} blobs ({size(what.bytes)} hashed)")
+                    print(f"{problems} problems" if problems else "no problems")
+    return 1 if problems else 0
 
 
 def _each(images: Iterable[str], act: Callable[[str], None]) -> int:

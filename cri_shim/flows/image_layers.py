@@ -121,13 +121,15 @@ class LayerPuller:
 
     async def _unpack(self, source: Source, position: int, layer: Layer) -> LayerRecord:
         what = f"layer {layer.descriptor.digest} of {source.image}"
-        async with self.collector.hold((layer.descriptor.id,)):
-            unpacked = await _as_often_as_it_helps(source.origin, lambda: self._obtain(source, layer, what))
+        unpacked: Unpacked | None = None
         try:
+            async with self.collector.hold((layer.descriptor.id,)):
+                unpacked = await _as_often_as_it_helps(source.origin, lambda: self._obtain(source, layer, what))
             below = [await self._layer(source, lower) for lower in range(position)]
             record = await self.layers.commit(unpacked, below)
         except BaseException:
-            await to_the_end(self.layers.discard(unpacked))
+            if unpacked is not None:
+                await to_the_end(self.layers.discard(unpacked))
             raise
         return await self._keep(record)
 

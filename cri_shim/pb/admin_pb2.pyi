@@ -466,3 +466,87 @@ class SaveImagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SaveImagesResponse: _TypeAlias = SaveImagesResponse  # noqa: Y015
+
+@_typing.final
+class CheckImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPAIR_FIELD_NUMBER: _builtins.int
+    repair: _builtins.bool
+    """Remove what is damaged, and fetch the images again that had it."""
+    def __init__(
+        self,
+        *,
+        repair: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckImagesRequest: _TypeAlias = CheckImagesRequest  # noqa: Y015
+
+@_typing.final
+class CheckImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    problem: _builtins.str
+    """Something that is not as it should be, or what has become of it."""
+    repaired: _builtins.str
+    @_builtins.property
+    def summary(self) -> Global___CheckSummary: ...
+    def __init__(
+        self,
+        *,
+        problem: _builtins.str = ...,
+        repaired: _builtins.str = ...,
+        summary: Global___CheckSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "problem", b"problem", "repaired", b"repaired", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "problem", b"problem", "repaired", b"repaired", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_found: _TypeAlias = _typing.Literal["problem", "repaired", "summary"]  # noqa: Y015
+    _WhichOneofArgType_found: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_found) -> _WhichOneofReturnType_found | None: ...
+
+Global___CheckImagesResponse: _TypeAlias = CheckImagesResponse  # noqa: Y015
+
+@_typing.final
+class CheckSummary(_message.Message):
+    """Comes last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    blobs: _builtins.int
+    layers: _builtins.int
+    images: _builtins.int
+    bytes: _builtins.int
+    """Bytes of blobs that were hashed."""
+    problems: _builtins.int
+    """Problems that remain."""
+    def __init__(
+        self,
+        *,
+        blobs: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        images: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        problems: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "images", b"images", "layers", b"layers", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckSummary: _TypeAlias = CheckSummary  # noqa: Y015

@@ -70,6 +70,11 @@ class AdminStub:
                 request_serializer=admin_dot_v1_dot_admin__pb2.SaveImagesRequest.SerializeToString,
                 response_deserializer=admin_dot_v1_dot_admin__pb2.SaveImagesResponse.FromString,
                 _registered_method=True)
+        self.CheckImages = channel.unary_stream(
+                '/crishim.admin.v1.Admin/CheckImages',
+                request_serializer=admin_dot_v1_dot_admin__pb2.CheckImagesRequest.SerializeToString,
+                response_deserializer=admin_dot_v1_dot_admin__pb2.CheckImagesResponse.FromString,
+                _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/crishim.admin.v1.Admin/ReadLog',
                 request_serializer=admin_dot_v1_dot_admin__pb2.ReadLogRequest.SerializeToString,
@@ -129,6 +134,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckImages(self, request, context):
+        """Hashes every blob again and looks at every layer and record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLog(self, request, context):
         """What a container has written, and with `follow` what it goes on writing.
         """
@@ -173,6 +185,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SaveImages,
                     request_deserializer=admin_dot_v1_dot_admin__pb2.SaveImagesRequest.FromString,
                     response_serializer=admin_dot_v1_dot_admin__pb2.SaveImagesResponse.SerializeToString,
+            ),
+            'CheckImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckImages,
+                    request_deserializer=admin_dot_v1_dot_admin__pb2.CheckImagesRequest.FromString,
+                    response_serializer=admin_dot_v1_dot_admin__pb2.CheckImagesResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -369,6 +386,33 @@ class Admin:
             '/crishim.admin.v1.Admin/SaveImages',
             admin_dot_v1_dot_admin__pb2.SaveImagesRequest.SerializeToString,
             admin_dot_v1_dot_admin__pb2.SaveImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crishim.admin.v1.Admin/CheckImages',
+            admin_dot_v1_dot_admin__pb2.CheckImagesRequest.SerializeToString,
+            admin_dot_v1_dot_admin__pb2.CheckImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

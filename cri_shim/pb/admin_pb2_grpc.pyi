@@ -49,6 +49,8 @@ class AdminStub:
     """Takes the images of an archive, with the checks of a pull."""
     SaveImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.SaveImagesRequest, _admin_pb2.SaveImagesResponse]
     """Images as an archive that docker, containerd, podman and skopeo load."""
+    CheckImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]
+    """Hashes every blob again and looks at every layer and record."""
     ReadLog: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -69,6 +71,8 @@ class AdminAsyncStub(AdminStub):
     """Takes the images of an archive, with the checks of a pull."""
     SaveImages: _aio.UnaryStreamMultiCallable[_admin_pb2.SaveImagesRequest, _admin_pb2.SaveImagesResponse]  # type: ignore[assignment]
     """Images as an archive that docker, containerd, podman and skopeo load."""
+    CheckImages: _aio.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]  # type: ignore[assignment]
+    """Hashes every blob again and looks at every layer and record."""
     ReadLog: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]  # type: ignore[assignment]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -128,6 +132,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.SaveImagesResponse], _abc.AsyncIterator[_admin_pb2.SaveImagesResponse]]:
         """Images as an archive that docker, containerd, podman and skopeo load."""
+
+    @_abc_1.abstractmethod
+    def CheckImages(
+        self,
+        request: _admin_pb2.CheckImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.CheckImagesResponse], _abc.AsyncIterator[_admin_pb2.CheckImagesResponse]]:
+        """Hashes every blob again and looks at every layer and record."""
 
     @_abc_1.abstractmethod
     def ReadLog(

@@ -76,6 +76,10 @@ class AdminClient:
         request = pb.SaveImagesRequest(images=images)
         return (piece.data for piece in self._listen(lambda: self._stub.SaveImages(request)))
 
+    def check_images(self, *, repair: bool) -> Iterator[pb.CheckImagesResponse]:
+        """What is found, what was done about it, and a summary at the end."""
+        return self._listen(lambda: self._stub.CheckImages(pb.CheckImagesRequest(repair=repair)))
+
     def read_log(self, request: pb.ReadLogRequest) -> Iterator[pb.LogChunk]:
         """What a container has written; with `follow` until its pod ends."""
         return self._listen(lambda: self._stub.ReadLog(request))

@@ -44,7 +44,7 @@ class Node:
         clock = itertools.count(1_700_000_000_000_000_000)
         self.content = Content(self.layout)
         self.registry = Registry([self.certs], stall_seconds=stall_seconds, delays=(0.01, 0.02))
-        layers = Layers(self.layout, self.zygote, privileged=os.geteuid() == 0)
+        self.layers = layers = Layers(self.layout, self.zygote, privileged=os.geteuid() == 0)
         images, records = self.store.images, self.store.layers
         self.now: Callable[[], int] = lambda: next(clock)
         self.collector = ImageCollector(
