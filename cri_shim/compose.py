@@ -57,6 +57,7 @@ from cri_shim.flows.image_usage import ImageUsage
 from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
+from cri_shim.flows.later import Later
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.log_read import ReadLog
 from cri_shim.flows.log_reopen import ReopenContainerLog
@@ -68,6 +69,7 @@ from cri_shim.flows.pod_query import QueryPods
 from cri_shim.flows.pod_remove import RemovePod
 from cri_shim.flows.pod_run import RunPod
 from cri_shim.flows.pod_stop import StopPod
+from cri_shim.flows.pod_undo import UndoPod
 from cri_shim.flows.pod_update import UpdatePod
 from cri_shim.flows.port_forward import PortForward
 from cri_shim.flows.recover import Recover
@@ -119,6 +121,7 @@ class Flows:
     admin: Mapping[str, Flow | StreamFlow]
     handlers: Handlers
     exits: Exits
+    later: Later
     running: tuple[InFlight[Any, Any], ...]
     """What goes on when its caller leaves, and is waited for when the daemon stops."""
     recovery: Recover
@@ -129,19 +132,20 @@ class Flows:
     @classmethod
     def build(cls, base: Base, options: Mapping[str, HandlerOptions]) -> Flows:
         """Wire everything; nothing runs yet."""
-        exits = Exits(base.store)
+        later = Later()
+        exits = Exits(base.store, later)
         handlers = _make_handlers(base, options, exits)
         images = ImageFlows.build(base, handlers)
-        pods, containers = _runtime(base, handlers, exits, images.collector)
+        pods, containers = _runtime(base, handlers, exits, later, images.collector)
         watch = NetworkWatch(base.network)
         node = Node(handlers, watch, base.node, base.driver, as_dict(base.config))
         settle = SettleNetworks(base.store, base.layout, base.network, base.config.network.check)
         recovery = Recover(
             store=base.store,
             layout=base.layout,
-            network=base.network,
             handlers=handlers,
-            infra=pods.run.infra,
+            undo_pod=pods.run.undo_pod,
+            network=base.network,
             exits=exits,
             create=containers.create,
             image_volumes=containers.create.image_volumes,
@@ -188,7 +192,7 @@ class Flows:
             containers.remove.removals,
         )
         networks, sampler = (watch, settle), Sampler(stats)
-        return cls(runtime, images.methods, admin, handlers, exits, running, recovery, networks, images, sampler)
+        return cls(runtime, images.methods, admin, handlers, exits, later, running, recovery, networks, images, sampler)
 
     async def recover(self) -> None:
         """Settle what an earlier daemon left, images first: containers stand on them."""
@@ -202,6 +206,7 @@ class Flows:
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
         await self.sampler.aclose()
+        await self.later.aclose()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 await asyncio.gather(*(group.drain() for group in self.running))
@@ -232,7 +237,9 @@ class _Containers:
     exec_sync: ExecSync
 
 
-def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageCollector) -> tuple[_Pods, _Containers]:
+def _runtime(
+    base: Base, handlers: Handlers, exits: Exits, later: Later, collector: ImageCollector
+) -> tuple[_Pods, _Containers]:
     store, layout, node = base.store, base.layout, base.node
     clock, locks = Clock(time.time_ns), Locks()
     program = shutil.which(base.config.monitor.infra)
@@ -253,7 +260,19 @@ def _runtime(base: Base, handlers: Handlers, exits: Exits, collector: ImageColle
     )
     stop_pod = StopPod(store, layout, DetachPod(store, layout, base.network, clock), infra, stop, locks, node, clock)
     pods = _Pods(
-        run=RunPod(store, layout, base.network, base.user_namespaces, handlers, infra, node, clock, base.driver),
+        run=RunPod(
+            store=store,
+            layout=layout,
+            network=base.network,
+            user_namespaces=base.user_namespaces,
+            handlers=handlers,
+            infra=infra,
+            node=node,
+            clock=clock,
+            cgroup_driver=base.driver,
+            undo_pod=UndoPod(store, layout, base.network, infra, clock),
+            later=later,
+        ),
         stop=stop_pod,
         remove=RemovePod(store, layout, stop_pod, containers.remove, InFlight()),
         update=UpdatePod(store),

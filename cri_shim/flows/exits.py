@@ -11,6 +11,7 @@ import contextlib
 import msgspec
 
 from cri_shim.adapters.store import Store
+from cri_shim.flows.later import Later
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
 from cri_shim.model.errors import CriShimError
@@ -23,8 +24,9 @@ log = get_logger()
 class Exits:
     """Records exits; `wait` returns when one is recorded."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, later: Later) -> None:
         self._store = store
+        self._later = later
         self._events: dict[ContainerId, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -35,13 +37,16 @@ class Exits:
         task.add_done_callback(self._tasks.discard)
 
     async def record(self, container_id: ContainerId, ended: Exit) -> None:
-        """Write the exit down, unless one is there already."""
+        """Write the exit down, unless one is there already. Clients see RUNNING until that succeeds."""
         try:
-            record = await self._store.containers.update(container_id, lambda old: with_exit(old, ended))
+            await self._record(container_id, ended)
         except CriShimError as error:
-            # Clients see RUNNING until the next start of the daemon finds the exit again: say so now.
-            log.error("cannot record the exit", container=container_id[:SHORT], code=ended.code, error=str(error))
-            return
+            name = container_id[:SHORT]
+            log.error("cannot record the exit yet", container=name, code=ended.code, error=str(error))
+            self._later.insist(f"recording the exit of container {name}", lambda: self._record(container_id, ended))
+
+    async def _record(self, container_id: ContainerId, ended: Exit) -> None:
+        record = await self._store.containers.update(container_id, lambda old: with_exit(old, ended))
         if record is not None and record.infra:
             await self._infra_ended(record)
         if (event := self._events.get(container_id)) is not None:

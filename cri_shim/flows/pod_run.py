@@ -19,10 +19,12 @@ from cri_shim.flows.attachment import attachment
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
+from cri_shim.flows.later import Later
+from cri_shim.flows.pod_undo import UndoPod
 from cri_shim.flows.undo import Undo
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
-from cri_shim.model.errors import AlreadyExists
+from cri_shim.model.errors import AlreadyExists, CriShimError
 from cri_shim.model.handler import Kind
 from cri_shim.model.ids import SHORT, PodId, new_pod_id
 from cri_shim.model.layout import Layout
@@ -50,6 +52,8 @@ class RunPod:
     node: NodeFacts
     clock: Clock
     cgroup_driver: Driver
+    undo_pod: UndoPod
+    later: Later
     runs: InFlight[PodName, PodId] = field(default_factory=InFlight)
 
     async def __call__(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
@@ -58,7 +62,7 @@ class RunPod:
         if self.runs.differs(name, request):
             msg = f"pod sandbox {name} is being made from a different request"
             raise AlreadyExists(msg)
-        if name not in self.runs and (pod := self._by_name(name)) is not None:
+        if name not in self.runs and (pod := await self._by_name(name)) is not None:
             return pb.RunPodSandboxResponse(pod_sandbox_id=_same(pod, request))
         rules = self.handlers.for_pod(request.runtime_handler)
         plan = spec.plan_sandbox(request.config, self.node, rules)
@@ -69,8 +73,13 @@ class RunPod:
         pod_id = await self.runs.join(name, lambda: self._run(name, request, rules, plan), request)
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
-    def _by_name(self, name: PodName) -> PodRecord | None:
-        return next((pod for pod in self.store.pods.values() if pod.name == name), None)
+    async def _by_name(self, name: PodName) -> PodRecord | None:
+        """The pod of that name; the name of one that could not be undone is free when that succeeds now."""
+        pod = next((pod for pod in self.store.pods.values() if pod.name == name), None)
+        if pod is None or pod.state is not PodState.PENDING:
+            return pod
+        await self.undo_pod(pod.id)
+        return self.store.pods.get(pod.id)
 
     async def _run(
         self, name: PodName, request: pb.RunPodSandboxRequest, rules: HandlerRules, plan: spec.SandboxPlan
@@ -136,10 +145,11 @@ class RunPod:
             await self.store.pods.delete(pod_id)
 
     async def _keep_broken(self, pod_id: PodId, error: BaseException, failures: list[str]) -> None:
-        problem = f"{error}; and not undone: {'; '.join(failures)}"
-        await self.store.pods.update(
-            pod_id, lambda pod: msgspec.structs.replace(pod, stopped_at=self.clock.now(), problem=problem)
-        )
+        try:
+            await self.undo_pod.not_ready(pod_id, f"{error}; and not undone: {'; '.join(failures)}")
+        except CriShimError:
+            # A record that cannot be written either: nobody sees this pod, so nobody would remove it.
+            self.later.insist(f"undoing pod {pod_id[:SHORT]}", lambda: self.undo_pod(pod_id))
 
 
 def _same(pod: PodRecord, request: pb.RunPodSandboxRequest) -> PodId:

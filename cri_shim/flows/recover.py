@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import msgspec
-
 from cri_shim.adapters import rootfs, sandbox
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.store import Store
@@ -21,7 +19,7 @@ from cri_shim.flows.container_start import with_start
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_volumes import ImageVolumes
-from cri_shim.flows.infra import Infra
+from cri_shim.flows.pod_undo import UndoPod
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
@@ -44,9 +42,9 @@ class Recover:
 
     store: Store
     layout: Layout
-    network: Network
     handlers: Handlers
-    infra: Infra
+    undo_pod: UndoPod
+    network: Network
     exits: Exits
     create: CreateContainer
     image_volumes: ImageVolumes
@@ -92,9 +90,9 @@ class Recover:
 
     async def _pod(self, pod: PodRecord) -> None:
         if pod.state is PodState.PENDING:
-            await self._undo_pod(pod)
+            await self.undo_pod(pod.id)
         elif pod.state is PodState.READY and (problem := await asyncio.to_thread(self._missing, pod)):
-            await self._not_ready(pod.id, problem)
+            await self.undo_pod.not_ready(pod.id, problem)
         # Of a container whose record went in the last moment of the earlier daemon.
         await self.image_volumes.release_unused(pod.id)
 
@@ -105,38 +103,24 @@ class Recover:
         config = pb.PodSandboxConfig.FromString(pod.config)
         return sandbox.missing(self.layout, pod.id, config) if self.node.root else ""
 
-    async def _undo_pod(self, pod: PodRecord) -> None:
-        """A pod that was being made when the daemon died."""
-        config = pb.PodSandboxConfig.FromString(pod.config)
-        try:
-            await self.infra.remove(pod.id)
-            if pod.networked:
-                await self.network.delete(attachment(pod.id, config, self.layout), pod.attachment)
-            await asyncio.to_thread(sandbox.remove, self.layout, pod.id)
-        except (CriShimError, OSError) as error:
-            await self._not_ready(pod.id, f"cannot be undone: {error}")
-            return
-        await self.store.pods.delete(pod.id)
-
-    async def _not_ready(self, pod_id: PodId, problem: str) -> None:
-        log.warning("pod is not ready", pod=pod_id[:SHORT], problem=problem)
-        await self.store.pods.update(
-            pod_id, lambda pod: msgspec.structs.replace(pod, stopped_at=self.clock.now(), problem=problem)
-        )
-
     async def _orphans(self) -> None:
         """Directories without a record, left by a daemon whose database is lost."""
         found = await asyncio.to_thread(_ids_on_disk, self.layout)
         known = {*self.store.containers.keys(), *self.store.pods.keys()}
-        for name in found - known:
-            try:
-                for handler in self.handlers.live.values():
-                    await handler.delete(ContainerId(name), "")
-                await asyncio.to_thread(rootfs.remove, self.layout, ContainerId(name))
-                await asyncio.to_thread(sandbox.remove, self.layout, PodId(name))
-                log.warning("removed what had no record", id=name[:SHORT])
-            except (CriShimError, OSError) as error:
-                log.warning("cannot remove what has no record", id=name[:SHORT], error=str(error))
+        await asyncio.gather(*(self._orphan(name) for name in found - known))
+
+    async def _orphan(self, name: str) -> None:
+        """A container, a pod, or a pod with its infra container."""
+        try:
+            for handler in self.handlers.live.values():
+                await handler.delete(ContainerId(name), "")
+            await asyncio.to_thread(rootfs.remove, self.layout, ContainerId(name))
+            if self.layout.namespace(PodId(name), "net").exists():
+                await self.network.delete(attachment(PodId(name), pb.PodSandboxConfig(), self.layout), None)
+            await asyncio.to_thread(sandbox.remove, self.layout, PodId(name))
+            log.warning("removed what had no record", id=name[:SHORT])
+        except (CriShimError, OSError) as error:
+            log.warning("cannot remove what has no record", id=name[:SHORT], error=str(error))
 
     def _lost(self, why: str) -> Exit:
         return Exit(code=LOST, at=self.clock.now(), reason=Reason.UNKNOWN, message=why)

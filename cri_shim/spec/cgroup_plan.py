@@ -43,6 +43,13 @@ def cgroups_path_for_spec(parent: str, container_id: str, driver: Driver) -> str
     return f"/{_join(parent, container_id)}"
 
 
+def parent_of(cgroups_path: str) -> str:
+    """The parent in what `cgroups_path_for_spec` has made; the default one by its name."""
+    if cgroups_path.startswith("/"):
+        return cgroups_path.rpartition("/")[0]
+    return cgroups_path.partition(":")[0]
+
+
 def cgroup_dir(parent: str, container_id: str, driver: Driver) -> str:
     """The container's directory, relative to a hierarchy's root: what the runtime makes of the path above."""
     _check_form(parent, driver)

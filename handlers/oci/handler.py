@@ -45,6 +45,7 @@ from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec import container as spec
 from cri_shim.spec import resources, update
+from cri_shim.spec.cgroup_plan import parent_of
 from cri_shim.spec.facts import HostFacts, Json
 from cri_shim.wire.oci_state import execute_error, runtime_error
 from handlers.oci import facts
@@ -182,6 +183,7 @@ class OciHandler:
         container = self._containers.get(container_id)
         files = Files(self._context.layout.bundle(container_id))
         if container is None:
+            cgroup_parent = cgroup_parent or await asyncio.to_thread(_cgroup_parent, files.config)
             await self._monitors.end(Launch(container_id, files, cgroup_parent, log_path=None))
         else:
             await self._monitors.end(container.supervised.launch, container.supervised.child)
@@ -421,6 +423,15 @@ async def _discard(session: OciExecSession) -> None:
     if session.terminal >= 0:
         os.close(session.terminal)
     await session.kill()
+
+
+def _cgroup_parent(config: Path) -> str:
+    """The parent as the bundle has it, for a container whose pod nobody knows any more; empty without a bundle."""
+    try:
+        document = msgspec.json.decode(config.read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return ""
+    return parent_of(document["linux"]["cgroupsPath"])
 
 
 def _write_exec(launch: Launch, note: Path, request: ExecRequest | TerminalRequest) -> ExecCall:

@@ -17,7 +17,7 @@ from tests.support.cri import Cri, container_config
 from tests.support.daemon import Daemon
 from tests.support.expect import eventually
 from tests.support.scale import count, seeded
-from tests.support.world import settle, unchanged
+from tests.support.world import difference, settle, unchanged, world_of
 
 pytestmark = pytest.mark.root
 
@@ -105,6 +105,28 @@ def test_everything_is_there_after_a_restart(lab: Lab, end: str) -> None:
             again.stop(container)
             assert again.status(container).exit_code == 137
         again.remove_all_pods()
+
+
+def test_a_lost_database_costs_the_pods_and_leaves_nothing_of_them(lab: Lab) -> None:
+    daemon = lab.daemon
+    settle(daemon, {"runc": lab.busybox, "crun": lab.busybox})
+    kinds = ("processes", "mounts", "cgroups", "leases", "links")
+    before = world_of(daemon)
+    for handler in ("runc", "crun"):
+        pod = lab.pod(handler, network=pb.POD, pid=pb.POD)
+        lab.cri.run(pod, container_config(lab.busybox, "sleep", "1000", pid=pb.POD))
+        lab.cri.create(pod, container_config(lab.busybox, "sleep", "1000", name="created"))
+    assert all(world_of(daemon)[kind] > before[kind] for kind in kinds)
+    daemon.kill()
+    for file in daemon.root.glob("state.db*"):
+        file.unlink()
+    daemon.start()
+    with daemon.client() as cri:
+        assert not cri.pods()
+        assert not cri.containers()
+    left = world_of(daemon)
+    assert not difference({kind: before[kind] for kind in kinds}, left)
+    assert not [path for place in ("pods", "containers") for path in (daemon.state / place).iterdir()]
 
 
 def test_wasm_containers_end_with_the_daemon_and_say_so(lab: Lab) -> None:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from cri_shim.adapters.cgroups import CgroupHost, Cgroups, Version, host_from_mounts
 from cri_shim.kernel.mounts import parse_mountinfo
 from cri_shim.model.errors import InvalidArgument
-from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, cgroups_path_for_spec, monitor_dir, pod_dir, resolve_driver
+from cri_shim.spec.cgroup_plan import (
+    Driver,
+    cgroup_dir,
+    cgroups_path_for_spec,
+    monitor_dir,
+    parent_of,
+    pod_dir,
+    resolve_driver,
+)
 
 ID = "c0ffee"
 
@@ -28,6 +36,7 @@ ID = "c0ffee"
 def test_cgroupfs(parent: str, in_spec: str, directory: str, monitor: str) -> None:
     assert cgroups_path_for_spec(parent, ID, Driver.CGROUPFS) == in_spec
     assert cgroup_dir(parent, ID, Driver.CGROUPFS) == directory
+    assert cgroup_dir(parent_of(in_spec), ID, Driver.CGROUPFS) == directory
     assert monitor_dir(parent, ID, Driver.CGROUPFS) == monitor
 
 
@@ -43,6 +52,7 @@ def test_cgroupfs(parent: str, in_spec: str, directory: str, monitor: str) -> No
 def test_systemd(parent: str, in_spec: str, directory: str) -> None:
     assert cgroups_path_for_spec(parent, ID, Driver.SYSTEMD) == in_spec
     assert cgroup_dir(parent, ID, Driver.SYSTEMD) == directory
+    assert cgroup_dir(parent_of(in_spec), ID, Driver.SYSTEMD) == directory
 
 
 @pytest.mark.parametrize(

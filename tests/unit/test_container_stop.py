@@ -16,6 +16,7 @@ from cri_shim.flows import container_stop
 from cri_shim.flows.container_stop import StopContainer
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
+from cri_shim.flows.later import Later
 from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState, Exit, Reason
 from cri_shim.model.errors import DeadlineExceeded
 from cri_shim.model.handler import Handler
@@ -72,7 +73,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         started_at=2,
     )
     await store.containers.put(record)
-    yield World(store, Exits(store), record)
+    yield World(store, Exits(store, Later()), record)
     store.close()
 
 
