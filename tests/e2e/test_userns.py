@@ -45,6 +45,10 @@ def userns_lab(make_shared_daemon: MakeDaemon, busybox: str, registry: images.Re
     if runtime is None:
         pytest.skip("no runtime here knows user namespaces: run scripts/fetch-crun .runtimes")
     daemon = make_shared_daemon(handlers(runtime))
+    daemon.stop()
+    # As /run is on a node: who maps ids may not take away what the mount forbids.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,nodev,noexec", "run", str(daemon.state)], check=True)
+    daemon.start()
     with daemon.client() as cri:
         cri.pull(busybox)
         wasm = registry.push_wasm("test/userns:1", guests.HELLO)
@@ -185,6 +189,29 @@ def test_users_of_the_image_and_of_the_request(lab: Lab) -> None:
     outside.linux.security_context.run_as_user.value = LENGTH
     with refused(grpc.StatusCode.INVALID_ARGUMENT, f"user {LENGTH} is not in the pod's user namespace"):
         lab.cri.create(pod, outside)
+
+
+def test_the_least_rights(lab: Lab, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+
+    def ask(config: pb.ContainerConfig) -> None:
+        security = config.linux.security_context
+        security.readonly_rootfs = security.no_new_privs = True
+        security.run_as_user.value = 1000
+        security.capabilities.drop_capabilities.append("ALL")
+        security.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
+        security.masked_paths.extend(("/proc/version", "/proc/acpi", "/sys/firmware"))
+        security.readonly_paths.extend(("/proc/sys", "/proc/bus"))
+        mount = volume(tmp_path, "/volume")
+        mount.readonly = mount.recursive_read_only = True
+        config.mounts.append(mount)
+
+    script = """
+        grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status | tr -s '\\t' ' '; wc -c </proc/version
+        grep -c -E ' (/|/proc/sys|/volume|/etc/hosts) .* ro[, ]' /proc/self/mountinfo; echo again >/dev/stdout"""
+    assert lab.say(run_pod(lab), script, ask) == [
+        *(f"CapBnd: {0:016x}", "NoNewPrivs: 1", "Seccomp: 2", "0", "4", "again"),
+    ]
 
 
 def test_a_terminal(lab: Lab) -> None:
