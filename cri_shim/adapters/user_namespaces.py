@@ -32,13 +32,15 @@ class UserNamespaces:
     def __init__(self, layout: Layout, zygote: Zygote) -> None:
         self._layout = layout
         self._zygote = zygote
-        self._asking: asyncio.Task[str] | None = None
+        self._asking = asyncio.Lock()
+        self._missing: str | None = None
 
     async def missing(self) -> str:
         """What this node lacks for pods with user namespaces; empty = nothing."""
-        if self._asking is None or (self._asking.done() and self._asking.exception() is not None):
-            self._asking = asyncio.ensure_future(_missing(self._layout.layers))
-        return await asyncio.shield(self._asking)
+        async with self._asking:
+            if self._missing is None:
+                self._missing = await _missing(self._layout.layers)
+            return self._missing
 
     async def pin(self, pod_id: PodId, plan: SandboxPlan, ids: UserNamespace) -> None:
         """Make a user namespace with these ids and the other namespaces of `plan` in it, and pin them for the pod.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -152,3 +153,18 @@ async def test_what_the_node_lacks_is_found_out_by_trying(zygote: Zygote, tmp_pa
     layout.layers.rmdir()
     assert "open_tree: No such file" in await UserNamespaces(layout, zygote).missing()
     assert zygote.pid is None
+
+
+async def test_a_trial_that_is_given_up_ends_and_the_next_one_answers(zygote: Zygote, tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path, state=tmp_path)
+    layout.layers.mkdir()
+    asked = UserNamespaces(layout, zygote)
+    for steps in range(0, 12, 3):
+        first, second = asyncio.ensure_future(asked.missing()), asyncio.ensure_future(asked.missing())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        first.cancel()
+        assert await second == ""
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        asked = UserNamespaces(layout, zygote)
