@@ -15,6 +15,8 @@ from typing import Final
 STREAM_TYPE: Final = "streamtype"
 PORT: Final = "port"
 REQUEST_ID: Final = "requestid"
+MAX_REQUEST_ID: Final = 256
+"""Characters; clients count from 0."""
 _ERROR: Final = "error"
 _DATA: Final = "data"
 _OLD_DISTANCE: Final = 2
@@ -49,6 +51,9 @@ class Pairing:
             raise BadStream(msg)
         port = parse_port(headers.get(PORT, ""))
         request = headers.get(REQUEST_ID) or str(stream if kind == _ERROR else stream - _OLD_DISTANCE)
+        if len(request) > MAX_REQUEST_ID:
+            msg = f"a request id of {len(request)} characters, at most {MAX_REQUEST_ID}"
+            raise BadStream(msg)
         waiting = self._waiting.setdefault(request, {})
         if kind in waiting or self._ports.setdefault(request, port) != port:
             msg = f"request {request} has a stream of type {kind} already, or another port"

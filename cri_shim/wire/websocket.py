@@ -209,13 +209,17 @@ class Tunnel:
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
         self._spdy = Spdy()
+        self._failed = False
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Bytes from the client, cut anywhere."""
         events: list[Event] = []
+        if self._failed:
+            return events
         for message in self._socket.receive_data(data):
             events.extend(self._spdy.receive_data(message) if isinstance(message, bytes) else [message])
             if events and isinstance(events[-1], ProtocolFailed):
+                self._failed = True
                 break
         return events
 

@@ -200,6 +200,7 @@ def test_pairs() -> None:
         ({"streamtype": "data", "port": "٣"}, "is not between"),
         (of("error", request="a"), "request a has a stream of type error already, or another port"),
         (of("data", 81, request="a"), "or another port"),
+        (of("data", request="a" * 257), "a request id of 257 characters, at most 256"),
     ],
 )
 def test_streams_that_fit_no_pair(headers: dict[str, str], words: str) -> None:

@@ -167,6 +167,24 @@ async def test_both_directions_with_half_close(server: Server) -> None:
     told(client.received("error"), 4, content[-1])
 
 
+async def test_a_hundred_sessions_at_once(server: Server) -> None:
+    async def exchange(number: int) -> None:
+        content = random.Random(number).randbytes(1 << 20)
+        client = await opened(server.exec_url(ALL, echo), "error", "stdin", "stdout", "stderr")
+
+        async def send() -> None:
+            await client.send("stdin", content)
+            client.end("stdin")
+
+        sending = asyncio.create_task(send())
+        await client.until_goaway()
+        await sending
+        assert hashlib.sha256(client.received("stdout")).digest() == hashlib.sha256(content).digest()
+        told(client.received("error"), 4, content[-1])
+
+    await in_time(asyncio.gather(*(exchange(number) for number in range(100))))
+
+
 async def test_stdin_of_a_websocket_ends_in_v5(server: Server) -> None:
     client = await WebSocketClient.open(server.exec_url(ALL, echo), "v5.channel.k8s.io")
     content = random.Random(8).randbytes(3 << 20)
