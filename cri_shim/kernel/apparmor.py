@@ -15,8 +15,8 @@ _LABEL = Path("/proc/thread-self/attr/current")
 
 
 def is_enabled() -> bool:
-    """Whether profiles are enforced."""
-    return _text(_ENABLED).startswith("Y")
+    """Whether profiles are enforced, and can be managed from here: not in a container without securityfs."""
+    return _text(_ENABLED).startswith("Y") and _PROFILES.exists()
 
 
 def profiles() -> frozenset[str]:

@@ -104,8 +104,9 @@ async def test_without_a_parser(kernel: Kernel, monkeypatch: pytest.MonkeyPatch)
     assert kernel.loads == 0
 
 
-async def test_off(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cri_shim.kernel.apparmor._ENABLED", kernel.profiles)
+@pytest.mark.parametrize("missing", ["_ENABLED", "_PROFILES"])
+async def test_off(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(f"cri_shim.kernel.apparmor.{missing}", kernel.profiles.with_name("not-there"))
     apparmor = AppArmor()
     await apparmor.load()
     assert await apparmor.profiles() == frozenset()
