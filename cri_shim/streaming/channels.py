@@ -30,7 +30,9 @@ MAX_HELD: Final = 256 << 10
 _PIECE_COST: Final = 128
 """Bytes that holding a piece takes beside its content: many small ones are no way around the limit."""
 
-GONE: Final = "the client has closed the connection"
+
+class NobodyReads(ConnectionError):
+    """The client has gone, or takes no more on this stream."""
 
 
 class Inlet:
@@ -129,10 +131,11 @@ class Outlet:
 
     def _check(self) -> None:
         if self._link.gone.done():
-            raise ConnectionResetError(GONE)
+            msg = "the client has closed the connection"
+            raise NobodyReads(msg)
         if self.was_reset:
             msg = "the client has reset the stream"
-            raise ConnectionResetError(msg)
+            raise NobodyReads(msg)
 
 
 class Budget:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, cast
@@ -68,7 +69,9 @@ class Conversation:
             pass  # it has closed the connection, or its handshake has been answered
         else:
             await self._serve(ticket, chosen, Channels(self._link, mux, self._http.trailing))
-        await self._link.linger()
+            await self._link.linger(self._limits.idle or math.inf)
+            return
+        await self._link.linger(self._limits.head)
 
     def interrupt(self, reason: str) -> None:
         """End it before its time; the client is told why."""
@@ -165,10 +168,13 @@ class Conversation:
         if chosen.is_websocket:
             ends = remotecommand.numbered(channels, roles)
         else:
-            ends = await remotecommand.collect(channels, self._link, roles, self._limits.creation)
+            until = self._link.gone, self._interrupted
+            ends = await remotecommand.collect(channels, roles, until, self._limits.creation)
         missing = sorted(role.value for role in roles - ends.keys())
-        if missing:
-            outcome = 0, f"the client has not opened its streams in time: {', '.join(missing)} missing"
+        if self._interrupted.done():
+            outcome = 0, self._interrupted.result()
+        elif missing:
+            outcome = 0, f"the client has not opened its streams: {', '.join(missing)} missing"
             log.info("session failed", error=outcome[1])
         else:
             streams = remotecommand.RemoteStreams(self._link, ends, ticket.wanted)

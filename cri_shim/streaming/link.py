@@ -25,7 +25,7 @@ LOW_WATER: Final = 64 << 10
 MAX_ANSWERS: Final = 64 << 10
 """Bytes of answers (pongs, resets) to a client that does not read them."""
 LINGER_SECONDS: Final = 10.0
-"""How long a client may do nothing at all before a connection that is done is cut."""
+"""How long a connection on which all is said and read may stay open."""
 _LOOK_SECONDS: Final = 1.0
 _INT: Final = struct.Struct("i")
 
@@ -145,10 +145,11 @@ class Link(asyncio.BufferedProtocol):
             self._unwatch()
             self._transport.resume_reading()
 
-    async def linger(self) -> None:
-        """All is said: wait for the client to read it and to close, as long as it goes on reading; then close.
+    async def linger(self, patience: float) -> None:
+        """All is said: wait for the client to read it and to close, then close.
 
-        Closing at once would cost the client what it has not read, if it has sent something meanwhile.
+        Closing at once would cost a client what it has not read, if it has sent something meanwhile. One that stops
+        reading has `patience` seconds, one that has read all and does not close LINGER_SECONDS.
         """
         self.resume_reading()
         before, since = self._unsent(), self._loop.time()
@@ -159,7 +160,7 @@ class Link(asyncio.BufferedProtocol):
             now = self._unsent()
             if now != before:
                 before, since = now, self._loop.time()
-            elif self._loop.time() - since >= LINGER_SECONDS:
+            elif self._loop.time() - since >= (patience if now and not self.gone.done() else LINGER_SECONDS):
                 break
         self.abort()
 

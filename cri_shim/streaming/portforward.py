@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from cri_shim.log import get_logger
 from cri_shim.model.errors import CriShimError
 from cri_shim.model.streams import Connect, Connection
-from cri_shim.streaming.channels import Channels, Inlet, Outlet
+from cri_shim.streaming.channels import Channels, Inlet, NobodyReads, Outlet
 from cri_shim.wire.mux import StreamOpened
 from cri_shim.wire.portforward import BadStream, Pair, Pairing, channels
 
@@ -104,7 +104,7 @@ class PortForward:
                 await error[1].write(failure.encode(errors="replace")[:MAX_TEXT])
             await data[1].close()
             await error[1].close()
-        except ConnectionError:
+        except NobodyReads:
             pass  # the client has gone, or has reset the stream: there is nobody to tell
         finally:
             self._streams.forget(pair.data)
@@ -124,9 +124,9 @@ class PortForward:
             failure = f"the connection to port {pair.port} has broken: {errors.exceptions[0]}"
         except* _ClientBroke:
             failure = ""
-        except* OSError as errors:
+        except* Exception as errors:
             log.error("port-forward failed", exc_info=errors)
-            failure = f"the connection to port {pair.port} has failed: {errors.exceptions[0]}"
+            failure = f"the connection to port {pair.port} has failed; see the daemon's log"
         else:
             return ""
         finally:
@@ -138,7 +138,7 @@ class PortForward:
         while piece := await _pod_side(connection.read()):
             try:
                 await outlet.write(piece)
-            except ConnectionError as error:
+            except NobodyReads as error:
                 raise _ClientBroke from error
         await outlet.close()
         if self._is_numbered:

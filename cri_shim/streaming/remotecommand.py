@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Final
 
 from cri_shim.log import get_logger
 from cri_shim.model.errors import CriShimError, Unavailable
 from cri_shim.model.streams import ClientStreams, Session, Sink, Source, TerminalSize, Wanted
-from cri_shim.streaming.channels import Channels, Inlet, Outlet
+from cri_shim.streaming.channels import Channels, Inlet, NobodyReads, Outlet
 from cri_shim.streaming.link import Link, wait_first
 from cri_shim.wire.mux import StreamOpened
 from cri_shim.wire.remotecommand import (
@@ -72,8 +72,10 @@ class RemoteStreams:
         await asyncio.wait({self._link.gone})
 
 
-async def collect(channels: Channels, link: Link, roles: frozenset[Role], seconds: float) -> Ends:
-    """Wait until the client has opened a stream for each of the roles (SPDY), has left, or time is up."""
+async def collect(
+    channels: Channels, roles: frozenset[Role], until: Iterable[Awaitable[object]], seconds: float
+) -> Ends:
+    """Wait until the client has opened a stream for each of the roles (SPDY); no longer than `until` and `seconds`."""
     ends: Ends = {}
     complete = asyncio.get_running_loop().create_future()
 
@@ -90,7 +92,7 @@ async def collect(channels: Channels, link: Link, roles: frozenset[Role], second
 
     channels.on_open = opened
     channels.start()
-    await wait_first(complete, link.gone, timeout=seconds)
+    await wait_first(complete, *until, timeout=seconds)
     return ends
 
 
@@ -125,10 +127,11 @@ async def finish(channels: Channels, ends: Ends, version: int, outcome: tuple[in
     for role in (Role.STDOUT, Role.STDERR, Role.STDIN, Role.RESIZE):
         if role in ends:
             await ends[role][1].close()
-    with contextlib.suppress(ConnectionError):
-        if report:
-            await ends[Role.ERROR][1].write(report)
-        await ends[Role.ERROR][1].close()
+    if Role.ERROR in ends:
+        with contextlib.suppress(NobodyReads):
+            if report:
+                await ends[Role.ERROR][1].write(report)
+            await ends[Role.ERROR][1].close()
     channels.say_goodbye()
 
 
@@ -144,8 +147,8 @@ def _outcome(task: asyncio.Future[int]) -> tuple[int, str]:
     if isinstance(error, CriShimError):
         log.info("session failed", error=str(error))
         return 0, str(error)
-    if isinstance(error, ConnectionError):
-        return 0, "the connection to the client has broken"
+    if isinstance(error, NobodyReads):
+        return 0, str(error)
     # A defect of ours: the trace is for whoever mends it, in the log only.
     log.error("session failed", exc_info=error)
     return 0, f"internal error: {type(error).__name__}; see the daemon's log"

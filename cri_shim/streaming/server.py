@@ -81,7 +81,7 @@ class Server:
         self._accepting = asyncio.create_task(self._accept())
         if not _is_loopback(self._listener) and settings.certificate is None:
             log.warning("streaming is open to the network without TLS", address=settings.address)
-        log.info("streaming", url=self._base())
+        log.info("streaming server listens", url=self._base())
 
     def exec_url(self, wanted: Wanted, session: Session) -> str:
         """A URL for one exec. ResourceExhausted when too many wait for their client, or run."""

@@ -32,8 +32,9 @@ class Tokens(Generic[T]):
         """A new token. ResourceExhausted when too many have not been used."""
         now = self._clock()
         # In the order of their issue, so the first that is still good ends the search.
-        for token in [*self._waiting]:
-            if self._waiting[token][0] > now:
+        while self._waiting:
+            token, (until, _) = next(iter(self._waiting.items()))
+            if until > now:
                 break
             del self._waiting[token]
         if len(self._waiting) >= MAX_OUTSTANDING:

@@ -273,6 +273,7 @@ async def test_sizes_end_with_the_client(server: Server) -> None:
         (FailedPrecondition("no such program", hint="look"), "no such program; look"),
         (Internal("broken"), "broken"),
         (ValueError("secret"), "internal error: ValueError; see the daemon's log"),
+        (ConnectionRefusedError("secret"), "internal error: ConnectionRefusedError; see the daemon's log"),
     ],
 )
 async def test_a_session_that_fails(server: Server, error: Exception, words: str) -> None:
@@ -352,6 +353,30 @@ async def test_a_slow_client_gets_everything(server: Server) -> None:
         assert await client.read_some(16 << 10)
         await asyncio.sleep(0.001)
     await client.close()
+    assert client.received("stdout") == content
+    told(client.received("error"), 4, 0)
+
+
+async def test_a_client_that_pauses_after_the_end_gets_everything_all_the_same(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(link, "_LOOK_SECONDS", 0.01)
+    content = random.Random(10).randbytes(8 << 20)
+    over = asyncio.Event()
+
+    async def session(streams: ClientStreams) -> int:
+        assert streams.stdout is not None
+        for start in range(0, len(content), 32 << 10):
+            await streams.stdout.write(content[start : start + (32 << 10)])
+        over.set()
+        return 0
+
+    client = await opened(server.exec_url(OUTPUT, session), "error", "stdout")
+    while not over.is_set():
+        await client.read_some(4 << 10)
+    await asyncio.sleep(0.3)
+    await in_time(client.until_goaway())
     assert client.received("stdout") == content
     told(client.received("error"), 4, 0)
 
@@ -589,7 +614,10 @@ async def test_streams_that_never_come() -> None:
     async with serving(Settings(limits=Limits(creation=0.05))) as server:
         client = await opened(server.exec_url(ALL, echo), "error", "stdin")
         await in_time(client.until_goaway())
-        assert client.status()["message"] == ("the client has not opened its streams in time: stderr, stdout missing")
+        assert client.status()["message"] == "the client has not opened its streams: stderr, stdout missing"
+        client = await opened(server.exec_url(ALL, echo), "stdin", "stdout", "stderr")
+        await in_time(client.until_goaway())
+        assert client.has_ended("stdout")
 
 
 async def test_a_request_that_never_ends() -> None:
@@ -639,6 +667,9 @@ async def test_the_end_of_the_daemon_is_told() -> None:
     for client in clients:
         while len(client.peer.replied) < 2:
             await client.read_some()
+    clients.append(await opened(server.exec_url(OUTPUT, session), "error"))  # and no more
+    while len(clients[-1].peer.replied) < 1:
+        await clients[-1].read_some()
     _, waiting = await connect(server.exec_url(OUTPUT, session))
     reading = [asyncio.create_task(client.until_goaway()) for client in clients]
     await in_time(server.stop())
@@ -647,7 +678,6 @@ async def test_the_end_of_the_daemon_is_told() -> None:
     assert cancelled.is_set()
     for client in clients:
         assert client.status()["message"] == "the daemon is stopping"
-        assert client.has_ended("stdout")
 
 
 async def test_who_shows_no_token_takes_no_place(server: Server) -> None:
