@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cri_shim.kernel import mounts
-from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, monitor_dir
+from cri_shim.kernel import mounts, systemd
+from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, monitor_dir, monitor_scope
 from cri_shim.spec.update import CpuSet
 
 _ROOT: Final = Path("/sys/fs/cgroup")
@@ -29,6 +29,7 @@ _UNLIMITED: Final = 1 << 62
 """v1 writes an unlimited memory.limit_in_bytes as the largest page-aligned 63-bit number."""
 _KILL_SECONDS: Final = 10.0
 _BUSY_SECONDS: Final = 5.0
+_SCOPE_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.01
 
@@ -92,15 +93,19 @@ class Cgroups:
     def place_monitor(self, pid: int, parent: str, container_id: str) -> str:
         """Move a conmon out of the daemon's cgroup; where it went, relative to the hierarchies.
 
-        Its own directory below `parent`; else `monitors` below the daemon's; else it stays. Never fails: a monitor in
-        the wrong place is better than no container.
+        Its own directory below `parent`, or a scope of its own; else `monitors` below the daemon's; else it stays.
+        Never fails: a monitor in the wrong place is better than no container.
         """
         own = self._own_paths()
         stays = next(iter(own.values()), "")
-        if self.driver is Driver.CGROUPFS:
-            with contextlib.suppress(OSError):
-                wanted = monitor_dir(parent, container_id, self.driver)
+        with contextlib.suppress(OSError):
+            wanted = monitor_dir(parent, container_id, self.driver)
+            if self.driver is Driver.CGROUPFS:
                 self._move(pid, dict.fromkeys(own, wanted))
+                return wanted
+            slice_name, scope = monitor_scope(parent, container_id)
+            systemd.start_scope(scope, pid, slice_name)
+            if _until(lambda: f"/{wanted}\n" in _read_if_there(Path(f"/proc/{pid}/cgroup")), _SCOPE_SECONDS):
                 return wanted
         with contextlib.suppress(OSError):
             self._move(pid, {root: f"{path}/monitors".lstrip("/") for root, path in own.items()})

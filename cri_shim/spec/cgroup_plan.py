@@ -50,6 +50,11 @@ def parent_of(cgroups_path: str) -> str:
     return cgroups_path.partition(":")[0]
 
 
+def annotations_for_spec(driver: Driver) -> dict[str, str]:
+    """What keeps the invariant with systemd: crun would put the processes into a cgroup `container` below its scope."""
+    return {"run.oci.systemd.subgroup": ""} if driver is Driver.SYSTEMD else {}
+
+
 def cgroup_dir(parent: str, container_id: str, driver: Driver) -> str:
     """The container's directory, relative to a hierarchy's root: what the runtime makes of the path above."""
     _check_form(parent, driver)
@@ -68,11 +73,21 @@ def pod_dir(parent: str, driver: Driver) -> str:
 
 def monitor_dir(parent: str, container_id: str, driver: Driver) -> str:
     """The directory of the container's conmon, beside the container's own (a scope with systemd)."""
-    _check_form(parent, driver)
-    name = f"{SCOPE_PREFIX}-conmon-{container_id}"
     if driver is Driver.SYSTEMD:
-        return _join(_expand_slice(_slice_name(parent)), f"{name}.scope")
-    return _join(parent, name)
+        slice_name, scope = monitor_scope(parent, container_id)
+        return _join(_expand_slice(slice_name), scope)
+    _check_form(parent, driver)
+    return _join(parent, _monitor_name(container_id))
+
+
+def monitor_scope(parent: str, container_id: str) -> tuple[str, str]:
+    """The same for systemd: the slice, and the name of the scope in it."""
+    _check_form(parent, Driver.SYSTEMD)
+    return _slice_name(parent), f"{_monitor_name(container_id)}.scope"
+
+
+def _monitor_name(container_id: str) -> str:
+    return f"{SCOPE_PREFIX}-conmon-{container_id}"
 
 
 def _check_form(parent: str, driver: Driver) -> None:

@@ -38,7 +38,7 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
         "process": _process(plan, host, found),
         "root": {"path": str(plan.rootfs), "readonly": wanted.readonly_rootfs},
         "mounts": mounts.mounts(plan, found),
-        "annotations": runtime_annotations(plan),
+        "annotations": {**runtime_annotations(plan), **cgroup_plan.annotations_for_spec(host.cgroup_driver)},
         "linux": {
             "cgroupsPath": cgroup_plan.cgroups_path_for_spec(plan.pod.cgroup_parent, plan.id, host.cgroup_driver),
             "namespaces": namespaces.namespaces(plan, host),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from cri_shim.adapters import cgroups as module
 from cri_shim.adapters.cgroups import Cgroups, Version
-from cri_shim.kernel import process
+from cri_shim.kernel import process, systemd
 from cri_shim.spec.cgroup_plan import Driver
 from tests.support.leftovers import CGROUP_PREFIX, remove_cgroup
 
@@ -113,7 +114,11 @@ async def test_monitor_goes_beside_the_container_and_is_removed_with_it(cgroups:
 
 
 @pytest.mark.parametrize("reason", ["driver", "parent"])
-async def test_monitor_falls_back_below_the_daemons_own_cgroup(cgroups: Cgroups, reason: str) -> None:
+async def test_monitor_falls_back_below_the_daemons_own_cgroup(
+    cgroups: Cgroups, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = functools.partial(systemd.start_scope, manager=tmp_path / "nobody")
+    monkeypatch.setattr(systemd, "start_scope", nobody)
     child = process.spawn(["sleep", "60"])
     fallback = Cgroups(cgroups.host, Driver.SYSTEMD) if reason == "driver" else cgroups
     where = fallback.place_monitor(child.pid, "/a.slice" if reason == "driver" else "/cgroup.procs", ID)

@@ -238,8 +238,9 @@ def test_a_plain_container() -> None:
 def test_systemd_names_the_scope() -> None:
     pod = dataclasses.replace(POD, cgroup_parent="kube-pod1.slice")
     host = dataclasses.replace(HOST, cgroup_driver=Driver.SYSTEMD)
-    path = container.build(plan(pod=pod), host, FOUND)["linux"]["cgroupsPath"]
-    assert path == f"kube-pod1.slice:cri-shim:{'c' * 64}"
+    spec = container.build(plan(pod=pod), host, FOUND)
+    assert spec["linux"]["cgroupsPath"] == f"kube-pod1.slice:cri-shim:{'c' * 64}"
+    assert spec["annotations"]["run.oci.systemd.subgroup"] == ""
 
 
 def test_standard_annotations_cannot_be_forged() -> None:
