@@ -1,7 +1,8 @@
 """Fixtures for all tests, and the rule where tests that need root run.
 
-A test that is marked `root` runs only inside the namespaces that `scripts/test` makes; anywhere else it is skipped and
-says so. Invariant: a test that passed has left nothing behind, since the end of the `daemon` fixture looks.
+A test that is marked `root` runs only inside the namespaces that `scripts/test` makes, one that is marked `vm` only in
+the machine that `scripts/test-vm` makes; anywhere else it is skipped and says so. Invariant: a test that passed has
+left nothing behind, since the end of the `daemon` fixture looks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from tests.support.cri import Cri
 from tests.support.daemon import Daemon
 
 PRIVATE_NAMESPACE = "CRI_SHIM_PRIVATE_NS"
+VIRTUAL_MACHINE = "CRI_SHIM_TEST_VM"
+CGROUP_DRIVER = "CRI_SHIM_TEST_CGROUP_DRIVER"
+"""For daemons that no test gives another; cgroupfs, which works everywhere, is the default."""
 
 MakeDaemon = Callable[..., Daemon]
 """`make_daemon(settings=None, shared_root=False)`: a further daemon, started, closed at the end of the test."""
@@ -30,12 +34,15 @@ _daemons = pytest.StashKey[list[Daemon]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0 and PRIVATE_NAMESPACE in os.environ:
-        return
-    skip = pytest.mark.skip(reason="needs root in private namespaces: run scripts/test as root")
-    for item in items:
-        if item.get_closest_marker("root") is not None:
-            item.add_marker(skip)
+    missing = {}
+    if os.geteuid() != 0 or PRIVATE_NAMESPACE not in os.environ:
+        missing["root"] = "needs root in private namespaces: run scripts/test as root"
+    if VIRTUAL_MACHINE not in os.environ:
+        missing["vm"] = "needs a machine of its own with systemd and cgroup v2: run scripts/test-vm"
+    for marker, reason in missing.items():
+        for item in items:
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -95,11 +102,13 @@ def _maker(node: pytest.Item | pytest.Collector, directory: Path, run_name: str)
 
     def make(settings: Mapping[str, object] | None = None, *, shared_root: bool = False) -> Daemon:
         number = next(_numbers)
+        settings = {"cgroup_driver": os.environ.get(CGROUP_DRIVER, "cgroupfs"), **(settings or {})}
+        below = f"_{number}.slice" if settings["cgroup_driver"] == "systemd" else f"/{number}"
         daemon = Daemon(
             directory / str(number),
             settings=settings,
             number=number,
-            cgroup_parent=f"/{leftovers.CGROUP_PREFIX}{run_name}/{number}" if os.geteuid() == 0 else "",
+            cgroup_parent=f"/{leftovers.CGROUP_PREFIX}{run_name}{below}" if os.geteuid() == 0 else "",
             shared_root=shared_root,
         )
         daemons.append(daemon)

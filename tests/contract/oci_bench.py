@@ -15,6 +15,7 @@ from cri_shim.model.image import ImageRecord, LayerRecord
 from cri_shim.model.layout import Layout
 from handlers import oci
 from tests.contract.handler_suite import Bench
+from tests.support.leftovers import CGROUP_PREFIX
 
 _APPLETS = (
     "sh",
@@ -90,7 +91,7 @@ async def oci_bench(runtime: str, directory: Path, run_name: str) -> AsyncIterat
         layout,
         Busybox(layout),
         lambda context: oci.make(runtime, options, context),
-        f"/cri-shim-test-{run_name}/{directory.name}",
+        f"/{CGROUP_PREFIX}{run_name}/{directory.name}",
     )
     reaper = process.Reaper()
     reaper.start(asyncio.get_running_loop())

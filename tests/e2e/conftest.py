@@ -70,18 +70,18 @@ class Lab:
 @pytest.fixture
 def lab(daemon: Daemon, cri: Cri, busybox: str, registry: images.Registry) -> Lab:
     """The Wasm image prints its arguments and its environment."""
-    return _lab(daemon, cri, busybox, registry)
+    return lab_on(daemon, cri, busybox, registry)
 
 
 @pytest.fixture
 def shared_lab(shared_daemon: Daemon, busybox: str, registry: images.Registry) -> Iterator[Lab]:
     """The same on the daemon of the whole file; the pods of the test go at its end."""
     with shared_daemon.client() as cri:
-        yield _lab(shared_daemon, cri, busybox, registry)
+        yield lab_on(shared_daemon, cri, busybox, registry)
         cri.remove_all_pods()
 
 
-def _lab(daemon: Daemon, cri: Cri, busybox: str, registry: images.Registry) -> Lab:
+def lab_on(daemon: Daemon, cri: Cri, busybox: str, registry: images.Registry) -> Lab:
     wasm = registry.push_wasm("test/echo:1", guests.ECHO)
     cri.pull(busybox)
     cri.pull(wasm)

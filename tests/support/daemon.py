@@ -26,9 +26,9 @@ from tests.support import leftovers
 from tests.support.cri import POLL, Cri, container_config, fault, pod_config
 
 PROGRAM: Final = Path(sys.executable).with_name("cri-shim")
-START_LIMIT: Final = 30.0
+START_LIMIT: Final = 120.0
 START_POLL: Final = 0.002
-STOP_LIMIT: Final = 30.0
+STOP_LIMIT: Final = 60.0
 LOG_LINES: Final = 60
 """How much of a daemon's log goes into an error."""
 

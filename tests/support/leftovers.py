@@ -22,8 +22,8 @@ RUN_VARIABLE = "CRI_SHIM_TEST_RUN"
 """In the environment of everything that a test run starts: the name of the run."""
 DAEMON_VARIABLE = "CRI_SHIM_TEST_DAEMON"
 """In the environment of everything that one daemon starts: its base directory."""
-CGROUP_PREFIX = "cri-shim-test-"
-"""Each run puts its pods below `/<prefix><run>`."""
+CGROUP_PREFIX = "cri_shim_test_"
+"""Each run puts its pods below `/<prefix><run>`. No dash: with systemd it would be a slice in slices."""
 
 RUNTIME_PROGRAMS = frozenset({"conmon", "crun", "runc"})
 """Started with an environment of their own, maybe: known by the paths in their arguments."""
