@@ -135,7 +135,8 @@ class Flows:
         later = Later()
         exits = Exits(base.store, later)
         handlers = _make_handlers(base, options, exits)
-        images = ImageFlows.build(base, handlers)
+        layers = LayerSizes(base.layout)
+        images = ImageFlows.build(base, handlers, layers)
         pods, containers = _runtime(base, handlers, exits, later, images.collector)
         watch = NetworkWatch(base.network)
         node = Node(handlers, watch, base.node, base.driver, as_dict(base.config))
@@ -152,7 +153,7 @@ class Flows:
             node=base.node,
             clock=pods.run.clock,
         )
-        reader, layers = StatsReader(base.cgroups.host), LayerSizes(base.layout)
+        reader = StatsReader(base.cgroups.host)
         stats = Stats(base.store, base.layout, handlers, base.driver, reader, layers)
         runtime: dict[str, Flow] = {
             "Version": node.version,
@@ -294,7 +295,7 @@ class ImageFlows:
     layout: ImageLayout
 
     @classmethod
-    def build(cls, base: Base, handlers: Handlers) -> ImageFlows:
+    def build(cls, base: Base, handlers: Handlers, written: LayerSizes) -> ImageFlows:
         """Wire everything; nothing runs yet."""
         store, layout, settings = base.store, base.layout, base.config.images
         content, downloads = Content(layout), settings.max_parallel_downloads
@@ -314,7 +315,7 @@ class ImageFlows:
         image_layout = ImageLayout(store.images, content, layout)
         names = ImageNames(store.images, image_layout)
         pull = PullImage(policy, registry, content, store.images, names, collector, puller)
-        query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, time.time_ns)
+        query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, written.total, time.time_ns)
         removal = RemoveImage(store.images, collector, image_layout)
         methods: dict[str, Flow] = {
             "PullImage": pull,

@@ -7,7 +7,7 @@ the time at which it was true.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from cri_shim.kernel import fs, threads
@@ -31,11 +31,20 @@ class LayerSizes:
         """None until it was measured for the first time."""
         return self._latest.get(container_id)
 
-    async def measure(self, containers: Collection[ContainerId]) -> None:
-        """Measure those whose figure is missing or old, and forget all that are not among `containers`."""
-        self._latest = {key: usage for key, usage in self._latest.items() if key in containers}
+    def total(self) -> tuple[int, int]:
+        """Bytes and inodes of all, as far as they have been measured."""
+        usages = tuple(self._latest.values())
+        return sum(usage.used_bytes for usage in usages), sum(usage.inodes for usage in usages)
+
+    async def measure(self, running: Collection[ContainerId], resting: Mapping[ContainerId, int]) -> None:
+        """Measure those whose figure is missing or old, and forget all others.
+
+        What rests (made and not started, or ended) is measured once after the time, in Unix ns, since when it does.
+        """
+        self._latest = {key: usage for key, usage in self._latest.items() if key in running or key in resting}
         limit = time.time_ns() - _AGE_NS
-        due = [key for key in containers if (usage := self._latest.get(key)) is None or usage.at < limit]
+        valid_from = {**resting, **dict.fromkeys(running, limit)}
+        due = [key for key, at in valid_from.items() if (usage := self._latest.get(key)) is None or usage.at < at]
         if due:
             # The new ones first: what has a figure can wait.
             due.sort(key=lambda key: key in self._latest)

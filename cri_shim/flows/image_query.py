@@ -25,13 +25,14 @@ _INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class ImageQuery:
-    """The reading RPCs. `pinned` are globs over names."""
+    """The reading RPCs. `pinned` are globs over names, `written` the bytes and inodes of all writable layers."""
 
     images: Table[ImageId, ImageRecord]
     layer_records: Table[Digest, LayerRecord]
     content: Content
     layout: Layout
     pinned: Sequence[str]
+    written: Callable[[], tuple[int, int]]
     now: Callable[[], int]
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
@@ -52,16 +53,14 @@ class ImageQuery:
         return pb.ImageStatusResponse(image=self._image(found[0]), info=info)
 
     async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """What images take: blobs and unpacked layers.
-
-        Writable layers are on the same file system and are not counted, so there is no figure for containers of their
-        own; clients take that for one file system, as with containerd.
-        """
+        """What images take, blobs and unpacked layers, and what containers have written: on one file system."""
         del request
         layers = self.layer_records.values()
         blob_bytes, blob_files = self.content.usage()
         images = (blob_bytes + sum(layer.size for layer in layers), blob_files + sum(layer.inodes for layer in layers))
-        return pb.ImageFsInfoResponse(image_filesystems=[self._filesystem(*images)])
+        return pb.ImageFsInfoResponse(
+            image_filesystems=[self._filesystem(*images)], container_filesystems=[self._filesystem(*self.written())]
+        )
 
     def _filesystem(self, used: int, inodes: int) -> pb.FilesystemUsage:
         return pb.FilesystemUsage(

@@ -110,7 +110,15 @@ class Stats:
         self.reader.keep(running, [pod.record.id for pod in pods])
         if running:
             await asyncio.to_thread(self.reader.pods, self._pod_targets(pods, self._members(), with_network=False))
-        await self.layers.measure(running)
+        await self.layers.measure(running, self._resting())
+
+    def _resting(self) -> dict[ContainerId, int]:
+        """Containers that write no more, and since when."""
+        return {
+            record.id: record.exit.at if record.exit is not None else record.created_at
+            for record in self.store.containers.values()
+            if record.state in {ContainerState.CREATED, ContainerState.EXITED}
+        }
 
     def _ready(self) -> list[_Pod]:
         return [pod for pod in self._pods.of(self.store.pods.values()) if pod.record.state is PodState.READY]

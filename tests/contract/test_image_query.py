@@ -39,7 +39,8 @@ async def test_what_images_take_is_known_without_looking(node: Node, registry: L
     assert grown.used_bytes.value == sum(len(blob.data) for blob in WASM.blobs) + len(WASM.manifest.data)
     assert grown.inodes_used.value == 3
     assert Path(grown.fs_id.mountpoint).is_dir()
-    assert not after.container_filesystems
+    (written,) = after.container_filesystems
+    assert (written.used_bytes.value, written.inodes_used.value, written.fs_id) == (7, 2, grown.fs_id)
     assert grown.timestamp > before.image_filesystems[0].timestamp
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -138,3 +139,21 @@ def test_the_image_file_system_is_counted(cri: Cri, registry: images.Registry) -
     assert full[1] > empty[1] + 100
     remove(cri, name)
     assert used() == empty
+
+
+def test_what_containers_write_is_counted(lab: Lab) -> None:
+    """In the next round of the measurements: of one that runs and of one that has ended."""
+
+    def written() -> int:
+        (usage,) = lab.cri.images.ImageFsInfo(pb.ImageFsInfoRequest()).container_filesystems
+        return usage.used_bytes.value
+
+    pod = lab.pod("runc")
+    done = lab.cri.run(pod, lab.shell("dd if=/dev/zero of=/big bs=1M count=5", name="done"))
+    lab.cri.wait_exit(done)
+    writer = lab.cri.run(pod, lab.shell("dd if=/dev/zero of=/big bs=1M count=3; echo ready; sleep 100", name="writer"))
+    lab.cri.wait_log(writer, "ready")
+    deadline = time.monotonic() + 60
+    while not 8 << 20 <= written() < 9 << 20:
+        assert time.monotonic() < deadline, written()
+        time.sleep(0.1)

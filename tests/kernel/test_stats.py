@@ -159,7 +159,7 @@ async def test_sizes_of_writable_layers(tmp_path: Path) -> None:
     sizes = LayerSizes(layout)
     write(one, "file", 1 << 20)
     assert sizes.latest(one) is None
-    await sizes.measure([one, artifact])
+    await sizes.measure([one, artifact], {})
     first = sizes.latest(one)
     assert first is not None
     assert (first.used_bytes >> 20, first.inodes) == (1, 2)
@@ -169,9 +169,17 @@ async def test_sizes_of_writable_layers(tmp_path: Path) -> None:
     # A figure that is fresh stays, a new container is measured at once, one that is gone is forgotten.
     write(one, "more", 1 << 20)
     write(two, "file", 3 << 20)
-    await sizes.measure([one, two])
+    await sizes.measure([one, two], {})
     assert sizes.latest(one) is first
     second = sizes.latest(two)
     assert second is not None
     assert second.used_bytes >> 20 == 3
     assert sizes.latest(artifact) is None
+    assert sizes.total() == (first.used_bytes + second.used_bytes, first.inodes + second.inodes)
+    # One that has ended since is measured once more, and then no more.
+    await sizes.measure([two], {one: time.time_ns()})
+    last = sizes.latest(one)
+    assert last is not None
+    assert last.used_bytes >> 20 == 2
+    await sizes.measure([two], {one: last.at})
+    assert sizes.latest(one) is last

@@ -63,7 +63,9 @@ class Node:
         self.pull_image = PullImage(
             policy, self.registry, self.content, images, self.names, self.collector, self.puller
         )
-        self.query = ImageQuery(images, records, self.content, self.layout, ("*/pinned*",), lambda: next(clock))
+        self.query = ImageQuery(
+            images, records, self.content, self.layout, ("*/pinned*",), lambda: (7, 2), lambda: next(clock)
+        )
         self.remove_image = RemoveImage(images, self.collector, self.image_layout)
 
     def _time(self) -> int:
