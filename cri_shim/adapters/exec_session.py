@@ -36,7 +36,7 @@ class OciExecSession:
     async def wait(self) -> int:
         """The exit status, 128 + n for signal n."""
         returncode = await self._child.wait()
-        await asyncio.to_thread(_forget, self._note)
+        _forget(self._note)
         return 128 - returncode if returncode < 0 else returncode
 
     async def kill(self) -> None:
@@ -44,12 +44,14 @@ class OciExecSession:
         if self._child.pidfd >= 0:
             await asyncio.to_thread(kill_tree, self._child.pid)
             await self._child.wait()
-        await asyncio.to_thread(_forget, self._note)
+        _forget(self._note)
 
 
 def remember(note: Path, pid: int) -> None:
-    """Replace what the runtime wrote: pid and start time together name one process for ever."""
-    note.write_text(f"{pid} {process.process_start_time(pid) or 0}", encoding="ascii")
+    """Complete what the runtime wrote: pid and start time together name one process for ever."""
+    # Appended: a file that is cut and written anew makes ext4 wait for the disk.
+    with note.open("a", encoding="ascii") as file:
+        file.write(f" {process.process_start_time(pid) or 0}")
 
 
 def abandon(note: Path, members: list[int]) -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from cri_shim.adapters.cgroups import CgroupHost, Version
 from cri_shim.adapters.runtime_probe import has_recursive_read_only
-from cri_shim.kernel import mounts, namespaces, pipes, process
+from cri_shim.kernel import mounts, namespaces, pipes, process, threads
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal
 from cri_shim.model.ids import ContainerId
 from cri_shim.wire import oci_state
@@ -148,21 +148,23 @@ class OciRuntime:
         enter = await self._enter()
 
         def spawn() -> process.Child:
+            if enter is not None:
+                enter()
             if streams is None:
-                caller = process.spawn(argv, enter=enter)
+                caller = process.spawn(argv)
             else:
                 with _no_input() if streams.stdin is None else contextlib.nullcontext(streams.stdin) as stdin:
                     if call.owner is not None:
                         pipes.give((stdin, streams.stdout, streams.stderr), call.owner)
-                    caller = process.spawn(argv, stdin=stdin, stdout=streams.stdout, stderr=streams.stderr, enter=enter)
+                    caller = process.spawn(argv, stdin=stdin, stdout=streams.stdout, stderr=streams.stderr)
             process.set_oom_score_adj(caller.pid, call.oom_score_adj)
             return caller
 
         with process.Reaper().hold():
-            caller = await asyncio.to_thread(spawn) if enter else spawn()
+            caller = await threads.await_in_new_thread(spawn) if enter else spawn()
             returncode = await _ended(caller, argv)
             if returncode == 0:
-                child = process.adopt(int(await asyncio.to_thread(call.pid_file.read_bytes)))
+                child = process.adopt(int(call.pid_file.read_bytes()))
                 # runc gives what the container was created with, though it may have been updated since.
                 process.set_oom_score_adj(child.pid, call.oom_score_adj)
                 return child

@@ -323,15 +323,16 @@ class OciHandler:
         launch = container.supervised.launch
         note = launch.files.bundle / "exec" / f"{next(container.execs)}.pid"
         try:
-            call = await asyncio.to_thread(_write_exec, launch, note, request)
+            # Here and not in a thread: it takes a tenth of a millisecond, which is less than the way there and back.
+            call = _write_exec(launch, note, request)
             if isinstance(request, ExecRequest):
                 streams = Streams(request.stdin, request.stdout, request.stderr)
                 child = await self._runtime.exec(launch.container_id, call, streams)
-                await asyncio.to_thread(remember, note, child.pid)
+                remember(note, child.pid)
                 return OciExecSession(child, note)
             with console_socket(note.with_suffix(".tty")) as console:
                 child = await self._runtime.exec(launch.container_id, replace(call, console=console.path), None)
-                await asyncio.to_thread(remember, note, child.pid)
+                remember(note, child.pid)
                 return OciExecSession(child, note, console.take())
         except BaseException:
             # A runtime that failed or was killed may have started the process before.
