@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import signal
+import time
 import urllib.request
 from http.client import RemoteDisconnected
 from pathlib import Path
@@ -225,6 +226,27 @@ def attached(lab: Lab, number: int) -> None:
         return sum(1 for row in table if row[4] == "0005" and row[6] in own)
 
     eventually(lambda: connections() >= number)
+
+
+@TRANSPORTS
+def test_a_slow_client_costs_no_memory(shared_lab: Lab, clients: Interop, transport: str) -> None:
+    lab = shared_lab
+    container = sleeper(lab, "crun")
+    megabytes, seconds = count(1024, 128), count(60, 3)
+    clients.exec(transport, container, ["true"])  # what the first session loads is no cost of the next one's data
+    before = peak = resident(lab.daemon.pid)
+    command = ["dd", "if=/dev/zero", "bs=1024k", f"count={megabytes}"]
+    with clients.run("drain", transport, f"-container={container}", f"-hold={seconds}s", "--", *command) as client:
+        while not (ended := [event for event in client.events if event["event"] == "end"]):
+            peak = max(peak, resident(lab.daemon.pid))
+            time.sleep(0.05)
+    assert ended[0]["bytes"] == megabytes << 20
+    assert peak - before < 16 << 20
+
+
+def resident(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
 
 @TRANSPORTS

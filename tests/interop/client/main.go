@@ -27,7 +27,7 @@ type options struct {
 	endpoint, transport, url     string
 	container, pod, sizes, input string
 	stdin, stdout, stderr, tty   bool
-	count, bytes                 int
+	count, bytes, rate           int
 	ports                        string
 	hold                         time.Duration
 }
@@ -37,11 +37,12 @@ var commands = map[string]func(context.Context, *options, []string) error{
 	"attach":  attach,
 	"forward": forward,
 	"load":    load,
+	"drain":   drain,
 }
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: interop exec|attach|forward|load [FLAG]... [COMMAND ARGUMENT...]")
+		fmt.Fprintln(os.Stderr, "usage: interop exec|attach|forward|load|drain [FLAG]... [COMMAND ARGUMENT...]")
 		os.Exit(2)
 	}
 	var o options
@@ -60,7 +61,8 @@ func main() {
 	flags.IntVar(&o.count, "count", 100, "sessions at once")
 	flags.IntVar(&o.bytes, "bytes", 1<<20, "each way in each session")
 	flags.StringVar(&o.ports, "ports", "", "LOCAL:REMOTE,...; 0 = any local port")
-	flags.DurationVar(&o.hold, "hold", 0, "slow client: sleep so long before each read of output")
+	flags.DurationVar(&o.hold, "hold", 0, "drain: read slowly for so long")
+	flags.IntVar(&o.rate, "rate", 1<<20, "drain: bytes in a second then")
 	_ = flags.Parse(os.Args[2:])
 	if err := commands[os.Args[1]](context.Background(), &o, flags.Args()); err != nil {
 		report(map[string]any{"event": "end", "exit": -1, "error": err.Error()})
@@ -106,10 +108,10 @@ func stream(ctx context.Context, o *options, url string) error {
 		}
 	}
 	if o.stdout {
-		streams.Stdout = &shown{"stdout", o.hold}
+		streams.Stdout = shown("stdout")
 	}
 	if o.stderr {
-		streams.Stderr = &shown{"stderr", o.hold}
+		streams.Stderr = shown("stderr")
 	}
 	if o.sizes != "" {
 		streams.TerminalSizeQueue = newSizes(o.sizes)
@@ -127,15 +129,11 @@ func stream(ctx context.Context, o *options, url string) error {
 	return nil
 }
 
-// What has arrived, as events of base64.
-type shown struct {
-	stream string
-	hold   time.Duration
-}
+// What has arrived on the stream of this name, as events of base64.
+type shown string
 
-func (s *shown) Write(data []byte) (int, error) {
-	time.Sleep(s.hold)
-	report(map[string]any{"event": s.stream, "data": data})
+func (s shown) Write(data []byte) (int, error) {
+	report(map[string]any{"event": string(s), "data": data})
 	return len(data), nil
 }
 

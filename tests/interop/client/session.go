@@ -88,6 +88,41 @@ func load(ctx context.Context, o *options, command []string) error {
 	return nil
 }
 
+// One session whose output is read at a rate for some time and then as fast as it comes; it is counted, not shown.
+func drain(ctx context.Context, o *options, command []string) error {
+	o.stdout = true
+	address, err := execURL(ctx, o, command)
+	if err != nil {
+		return err
+	}
+	client, err := executor(o, address)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	reader := &slow{rate: o.rate, until: begin.Add(o.hold)}
+	if err := client.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: reader}); err != nil {
+		return err
+	}
+	rest := time.Since(begin) - o.hold
+	report(map[string]any{"event": "end", "bytes": reader.bytes, "slow": reader.slowly, "seconds": rest.Seconds()})
+	return nil
+}
+
+type slow struct {
+	rate, bytes, slowly int
+	until               time.Time
+}
+
+func (s *slow) Write(data []byte) (int, error) {
+	if time.Now().Before(s.until) {
+		time.Sleep(time.Duration(len(data)) * time.Second / time.Duration(s.rate))
+		s.slowly += len(data)
+	}
+	s.bytes += len(data)
+	return len(data), nil
+}
+
 func echo(ctx context.Context, o *options, command []string) error {
 	sent := make([]byte, o.bytes)
 	if _, err := rand.Read(sent); err != nil {
