@@ -36,11 +36,9 @@ _TAIL: Final = 1024
 _SYNC_LINE: Final = 1 << 16
 _OOM_STATUS: Final = 137
 # conmon puts /dev/null where a container has no stream. crun gives what is behind a stream to root of the user
-# namespace, who could then take it away from the whole node; so there it gets a pipe at its end. By `tty`.
-_WITHOUT_DEV_NULL: Final = {
-    False: ("/bin/sh", "-c", ': | exec "$0" "$@"'),
-    True: ("/bin/sh", "-c", ': | exec "$0" "$@" >&2'),
-}
+# namespace, who could then take it away from the whole node; so there it gets a pipe at its end.
+_WITHOUT_STDIN: Final = ("/bin/sh", "-c", ': | exec "$0" "$@"')
+_WITH_TERMINAL: Final = ("/bin/sh", "-c", ': | exec "$0" "$@" >&2')
 _LOST_MESSAGE: Final = "the container's monitor process is gone and left no exit status"
 
 
@@ -299,8 +297,9 @@ class Monitors:
         words += ["--name", launch.container_id, "--bundle", bundle, "--persist-dir", bundle, "--exit-dir", bundle]
         words += ["--container-pidfile", str(files.pid), "--log-path", log, "--no-sync-log", "--full-attach"]
         program, *runtime_arguments = [self._runtime.program, *self._runtime.global_arguments(files.runtime_log)]
-        if launch.owner is not None:
-            program, *runtime_arguments = [*_WITHOUT_DEV_NULL[launch.tty], program, *runtime_arguments]
+        if launch.owner is not None and (launch.tty or not launch.stdin):
+            wrapper = _WITH_TERMINAL if launch.tty else _WITHOUT_STDIN
+            program, *runtime_arguments = [*wrapper, program, *runtime_arguments]
         words += ["--runtime", program, *(f"--runtime-arg={word}" for word in runtime_arguments)]
         flags = {
             "--systemd-cgroup": self._runtime.systemd_cgroup,

@@ -214,9 +214,21 @@ def test_the_least_rights(lab: Lab, tmp_path: Path) -> None:
     ]
 
 
-def test_a_terminal(lab: Lab) -> None:
+@pytest.mark.parametrize(("stdin", "status"), [(False, 0), (True, 143)])
+def test_the_input_is_at_its_end_unless_asked_for(lab: Lab, stdin: bool, status: int) -> None:
+    def ask(config: pb.ContainerConfig) -> None:
+        config.stdin = stdin
+        config.linux.security_context.run_as_user.value = 1000
+
+    script = "timeout 1 cat; echo $?; timeout 1 cat </dev/stdin; echo $?"
+    said = lab.say(run_pod(lab), script, ask)
+    assert [int(line) for line in said if line != "Terminated"] == [status, status]
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_terminal(lab: Lab, stdin: bool) -> None:
     config = lab.shell("tty; stat -c '%u:%g' $(tty); echo end; exec sleep 1000")
-    config.tty = True
+    config.tty, config.stdin = True, stdin
     container = lab.cri.run(run_pod(lab), config)
     lines = [line.strip() for line in whole_lines(lab.cri.wait_log(container, "end"))]
     assert lines == ["/dev/pts/0", "0:5", "end"]
