@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import platform
 import shutil
 import time
@@ -26,6 +27,7 @@ from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.registry import Registry
+from cri_shim.adapters.registry_auth import RegistryAuth
 from cri_shim.adapters.stats import StatsReader
 from cri_shim.adapters.store import Store
 from cri_shim.adapters.user_namespaces import UserNamespaces
@@ -89,6 +91,7 @@ from cri_shim.rpc.edge import Flow, StreamFlow
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.streaming.server import Server as StreamingServer
 from cri_shim.wire.oci_image import host_platforms
+from cri_shim.wire.proxy import Proxies
 
 log = get_logger()
 
@@ -303,7 +306,11 @@ class ImageFlows:
         collector = ImageCollector(
             store.images, store.layers, content, layers, store.pulls, lambda: _layers_in_use(store), time.time_ns
         )
-        registry = Registry([Path(directory) for directory in settings.registry_config])
+        registry = Registry(
+            [Path(directory) for directory in settings.registry_config],
+            auth=RegistryAuth(Path(settings.auth_file) if settings.auth_file else None),
+            proxies=Proxies.from_environment(os.environ),
+        )
         policy = PullPolicy(
             host=host_platforms(platform.machine()),
             keep_blobs=settings.keep_blobs,

@@ -176,6 +176,8 @@ class Content:
         marker = self._layout.images / "oci-layout"
         blobs.mkdir(parents=True, exist_ok=True)
         self._layout.partials.mkdir(parents=True, exist_ok=True)
+        for scratch in self._layout.images.glob(".*"):
+            scratch.unlink()  # of an atomic write that was cut short
         if not marker.exists():
             fs.atomic_write(marker, _LAYOUT_FILE)
         return _sizes(blobs), _sizes(self._layout.partials)

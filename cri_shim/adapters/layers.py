@@ -130,7 +130,11 @@ class Layers:
                 "settle", arguments, (unpacked.directory, *lowers), unpacked.what, timeout=_SETTLE_SECONDS
             )
             size, inodes = size + added["size"], inodes + added["inodes"]
-        await asyncio.to_thread(unpacked.directory.rename, self._layout.layer(unpacked.number))
+        try:
+            await to_the_end(asyncio.to_thread(unpacked.directory.rename, self._layout.layer(unpacked.number)))
+        except asyncio.CancelledError:
+            await to_the_end(self.remove(unpacked.number))
+            raise
         return LayerRecord(
             key=unpacked.layer.chain_id if needs_parents else unpacked.layer.diff_id,
             diff_id=unpacked.layer.diff_id,

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cri_shim.adapters.content import Ingest, WrongContentError
+from cri_shim.adapters.registry_auth import RegistryAuth
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.model.errors import FailedPrecondition, PullError
 from cri_shim.model.ids import Digest
 from cri_shim.model.refs import ImageRef
 from cri_shim.wire.oci_image import digest_of
+from cri_shim.wire.proxy import Proxies
 from cri_shim.wire.registry import (
     MAX_TOKEN_ANSWER,
     UNAVAILABLE_PREFIX,
@@ -31,6 +33,7 @@ from cri_shim.wire.registry import (
     Failure,
     RangeError,
     RegistryError,
+    Request,
     Retries,
     content_start,
 )
@@ -54,6 +57,8 @@ T = TypeVar("T")
 MAX_MANIFEST: Final = 4 << 20
 _BATCH: Final = 1 << 19
 """Bytes that are handed to a thread at once, to be hashed and written."""
+_BATCH_SECONDS: Final = 0.5
+"""Over a slow line fewer, or a killed daemon would lose much."""
 _CONNECT_SECONDS: Final = 30.0
 _DELAYS: Final = (0.2, 1.0)
 _ERROR_BODY: Final = 1 << 14
@@ -72,17 +77,30 @@ class Registry:
     """One HTTP session for all registries, made at the first pull."""
 
     def __init__(
-        self, config_dirs: Sequence[Path], *, stall_seconds: float = 60.0, delays: Sequence[float] = _DELAYS
+        self,
+        config_dirs: Sequence[Path],
+        *,
+        auth: RegistryAuth | None = None,
+        proxies: Proxies | None = None,
+        stall_seconds: float = 60.0,
+        delays: Sequence[float] = _DELAYS,
     ) -> None:
         self.delays = tuple(delays)
         """Seconds before each new attempt at what fails and may pass."""
         self._config_dirs = tuple(config_dirs)
+        self._auth = auth or RegistryAuth(None)
+        self._proxies = proxies or Proxies({})
         self._stall_seconds = stall_seconds
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
 
     async def repository(self, ref: ImageRef, credentials: Credentials | None) -> Repository:
-        """The repository of a reference; reads `hosts.toml` anew. FailedPrecondition when that is broken."""
+        """The repository of a reference; without credentials with the node's own ones.
+
+        Reads `hosts.toml` and the node's credentials anew. FailedPrecondition when one of them is broken.
+        """
+        if credentials is None:
+            credentials = await self._auth.credentials(ref)
         hosts = await asyncio.to_thread(_read_hosts, self._config_dirs, ref.domain)
         return Repository(self, tuple(Conversation(host, ref, credentials) for host in hosts), ref)
 
@@ -98,12 +116,8 @@ class Registry:
         session = await self._ensure_session()
         tls = await self._tls(host.tls)
         while True:
-            request = exchange.request
-            method = "GET" if request.body is None else "POST"
             with _network_errors(host):
-                response = await session.request(
-                    method, request.url, headers=request.headers, data=request.body, allow_redirects=False, ssl=tls
-                )
+                response = await self._send(session, exchange.request, host, tls)
             async with response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 content = Body(host, response, Answer(response.status, headers))
@@ -114,15 +128,30 @@ class Registry:
                     yield content
                     return
 
+    async def _send(
+        self, session: aiohttp.ClientSession, request: Request, host: RegistryHost, tls: ssl.SSLContext | bool
+    ) -> aiohttp.ClientResponse:
+        import aiohttp  # noqa: PLC0415  10 MiB that only a pull needs
+
+        proxy = self._proxies.for_url(request.url)
+        seconds = host.connect_seconds or _CONNECT_SECONDS
+        return await session.request(
+            "GET" if request.body is None else "POST",
+            request.url,
+            headers=request.headers,
+            data=request.body,
+            allow_redirects=False,
+            ssl=tls,
+            proxy=proxy,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=self._stall_seconds),
+        )
+
     async def _ensure_session(self) -> aiohttp.ClientSession:
         async with self._opening:
             if self._session is None:
                 library = await asyncio.to_thread(importlib.import_module, "aiohttp")
                 self._session = library.ClientSession(
                     connector=library.TCPConnector(limit=0, limit_per_host=16),
-                    timeout=library.ClientTimeout(
-                        total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._stall_seconds
-                    ),
                     cookie_jar=library.DummyCookieJar(),
                     auto_decompress=False,
                     read_bufsize=_BATCH,
@@ -322,19 +351,20 @@ async def _stream(content: Body, ingest: Ingest, skip: int) -> None:
 
 
 async def _batches(content: Body, skip: int) -> AsyncGenerator[list[bytes]]:
-    """What arrives, in portions that are worth a thread; also what came before a connection broke."""
+    """What arrives, in portions that are worth a thread, or once in a while; also what came before it broke off."""
+    clock = asyncio.get_running_loop().time
     batch: list[bytes] = []
-    size = 0
+    size, since = 0, clock()
     try:
         async for chunk in content.chunks():
             if skip:
                 chunk, skip = chunk[skip:], max(0, skip - len(chunk))  # noqa: PLW2901
             batch.append(chunk)
             size += len(chunk)
-            if size >= _BATCH:
+            if size >= _BATCH or clock() - since > _BATCH_SECONDS:
                 yield batch
-                batch, size = [], 0
-    except RegistryError:
+                batch, size, since = [], 0, clock()
+    except (RegistryError, asyncio.CancelledError):
         if batch:
             yield batch
         raise
@@ -359,6 +389,8 @@ def _network_errors(host: RegistryHost) -> Generator[None]:
         raise _unavailable(host, "it sends nothing") from error
     except aiohttp.ClientPayloadError as error:
         raise _unavailable(host, "the connection broke within an answer") from error
+    except aiohttp.ClientHttpProxyError as error:  # its text has the proxy's URL in it, and that may have a password
+        raise _unavailable(host, f"the proxy answers with HTTP {error.status}") from None
     except aiohttp.ClientConnectorError as error:
         raise _unavailable(host, f"cannot connect: {error.os_error.strerror or error.os_error}") from error
     except (aiohttp.ClientConnectionError, OSError) as error:

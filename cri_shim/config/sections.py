@@ -86,7 +86,7 @@ class Tracing(Section, frozen=True, kw_only=True):
     endpoint: str = ""
 
 
-WITHOUT_EFFECT = ("images.auth_file", "metrics", "tracing")
+WITHOUT_EFFECT = ("metrics", "tracing")
 """Settings that are known and checked, and that this version does nothing with."""
 
 

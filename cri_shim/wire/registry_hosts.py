@@ -1,6 +1,6 @@
 """Where a registry is reached: containerd's `hosts.toml` and the defaults without one.
 
-Pure: the text of the file comes in. Not the whole format: `dial_timeout` and push settings are read over. Invariant: a
+Pure: the text of the file comes in. Settings for pushes are read over. Invariant: a
 `RegistryHost` has an http or https URL that ends where the distribution API begins (`…/v2`).
 
 Source: containerd docs/hosts.md.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class RegistryHost:
     tls: Tls = Tls()
     headers: tuple[tuple[str, str], ...] = ()
     is_mirror: bool = False
+    connect_seconds: float = 0
+    """How long a connection may take to be there; 0: the default."""
 
     @property
     def authority(self) -> str:
@@ -114,6 +117,7 @@ def _host(url: str, table: Any, directory: Path, *, is_mirror: bool) -> Registry
         tls=tls,
         headers=_headers(table.get("header", {}), url),
         is_mirror=is_mirror,
+        connect_seconds=_seconds(table.get("dial_timeout", "0s"), f"dial_timeout of {url!r}"),
     )
 
 
@@ -151,6 +155,18 @@ def _headers(value: Any, url: str) -> tuple[tuple[str, str], ...]:
         msg = f"header of {url!r} has control characters"
         raise ValueError(msg)
     return tuple(pairs)
+
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:h|ms|us|ns|m|s))+")
+
+
+def _seconds(value: Any, what: str) -> float:
+    """A duration as Go writes it."""
+    if not isinstance(value, str) or _DURATION.fullmatch(value) is None:
+        msg = f"{what} must be a duration, such as '10s'"
+        raise ValueError(msg)
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([a-z]+)", value))
 
 
 def _strings(value: Any, what: str) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ import re
 import ssl
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -55,8 +56,9 @@ class Fault(enum.Enum):
     UNDERSTATE = "say a length that is too small"
 
 
-_AT_RANDOM: Final = tuple(fault for fault in Fault if fault not in {Fault.NOT_FOUND, Fault.FORBIDDEN, Fault.STALL})
-"""Faults that may pass, and are noticed without waiting."""
+ALL_FAULTS: Final = tuple(Fault)
+CLEAN_BREAKS: Final = (Fault.TRUNCATE, Fault.SHORT, Fault.CLOSE, Fault.ERROR, Fault.LIMITED, Fault.DENIED)
+"""After which what has come is right."""
 
 
 @dataclass(slots=True)
@@ -67,14 +69,18 @@ class _State:
     faults: list[tuple[str, Fault, int]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
+    proxy_authorizations: set[str] = field(default_factory=set)
+    identity: str = ""
     basic: str = ""
     token: str = ""
     redirect: str = ""
     released: threading.Event = field(default_factory=threading.Event)
     delay: threading.Event | None = None
     sent: Counter[str] = field(default_factory=Counter)
+    starts: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     dice: random.Random | None = None
     odds: float = 0
+    at_random: tuple[Fault, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
     etag: str = ""
     retry_after: str = ""
@@ -118,9 +124,19 @@ class LoopbackRegistry:
         return self._state.sent
 
     @property
+    def starts(self) -> defaultdict[str, list[int]]:
+        """Of each request for content the first byte that was asked for, by digest or tag."""
+        return self._state.starts
+
+    @property
     def authorizations(self) -> list[str]:
         """Every Authorization header that was sent."""
         return self._state.authorizations
+
+    @property
+    def proxy_authorizations(self) -> set[str]:
+        """Every Proxy-Authorization header that was sent."""
+        return self._state.proxy_authorizations
 
     def add(self, name: str, image: Image) -> str:
         """Serve an image as `repository:tag`, and by digest. Returns the reference to pull."""
@@ -151,9 +167,9 @@ class LoopbackRegistry:
         self._state.faults.clear()
         self._state.dice = None
 
-    def misbehave(self, dice: random.Random, odds: float) -> None:
-        """Let every answer that carries content fail with this probability, in any way and at any byte."""
-        self._state.dice, self._state.odds = dice, odds
+    def misbehave(self, dice: random.Random, odds: float, faults: Sequence[Fault] = ALL_FAULTS) -> None:
+        """Let every answer that carries content fail with this probability, in one of these ways and at any byte."""
+        self._state.dice, self._state.odds, self._state.at_random = dice, odds, tuple(faults)
 
     def replace_etag(self, etag: str) -> None:
         """Say that blobs are others than they were; otherwise the digest is the ETag."""
@@ -171,6 +187,14 @@ class LoopbackRegistry:
         """The same by a bearer token, from a token service at `/token`."""
         self.require_basic(user, password)
         self._state.token = "the-token"
+
+    def require_identity(self, token: str) -> None:
+        """The same for who has this identity token, which the token service exchanges."""
+        self._state.token, self._state.identity = "the-token", token
+
+    def corrupt_blobs(self) -> None:
+        """All content is wrong from now on."""
+        self.fail("blobs/", Fault.CORRUPT)
 
     def redirect_blobs(self, to: LoopbackRegistry) -> None:
         """Send requests for blobs elsewhere."""
@@ -222,6 +246,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_POST(self) -> None:
+        if urlsplit(self.path).path == "/token":
+            self._exchange(parse_qs(self._body().decode()))
+            return
         match = _UPLOAD.fullmatch(urlsplit(self.path).path)
         body = self._body()
         if match is None:
@@ -307,6 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> None:
         status, start = 200, 0
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        self.shared.starts[urlsplit(self.path).path.rpartition("/")[2]].append(int(asked[1]) if asked else 0)
         etag = self.shared.etag or f'"{digest(data)}"'
         headers = {**headers, "ETag": etag, "Accept-Ranges": "bytes"}
         if asked and fault is not Fault.WHOLE and self.headers.get("If-Range", etag) == etag:
@@ -382,13 +410,15 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.shared
         with state.lock:
             fails = state.dice is not None and _PATH.fullmatch(path) and state.dice.random() < state.odds
-            return state.dice.choice(_AT_RANDOM) if state.dice is not None and fails else None
+            return state.dice.choice(state.at_random) if state.dice is not None and fails else None
 
     def _is_allowed(self) -> bool:
         state = self.shared
         given = self.headers.get("Authorization", "")
         if given:
             state.authorizations.append(given)
+        if "Proxy-Authorization" in self.headers:
+            state.proxy_authorizations.add(self.headers["Proxy-Authorization"])
         wanted = f"Bearer {state.token}" if state.token else state.basic
         if not wanted or given == wanted:
             return True
@@ -405,6 +435,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(401, "UNAUTHORIZED", "incorrect username or password")
             return
         self._answer(200, json.dumps({"token": self.shared.token}).encode(), {"Content-Type": "application/json"})
+
+    def _exchange(self, form: dict[str, list[str]]) -> None:
+        self.shared.requests.append(f"POST {self.path}")
+        if form.get("grant_type") != ["refresh_token"] or form.get("refresh_token") != [self.shared.identity]:
+            self._error(401, "UNAUTHORIZED", "no such identity")
+            return
+        body = json.dumps({"access_token": self.shared.token}).encode()
+        self._answer(200, body, {"Content-Type": "application/json"})
 
     def _error(self, status: int, code: str, message: str = "", headers: dict[str, str] | None = None) -> None:
         body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()

@@ -12,6 +12,7 @@ from pathlib import Path
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.registry import Registry
+from cri_shim.adapters.registry_auth import RegistryAuth
 from cri_shim.adapters.store import Store
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.flows.image_gc import ImageCollector
@@ -25,13 +26,21 @@ from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.wire.oci_image import host_platforms
+from cri_shim.wire.proxy import Proxies
 
 
 class Node:
     """Everything that images need, below `base`. `open` before use, `close` after."""
 
     def __init__(
-        self, base: Path, *, stall_seconds: float = 5.0, keep_blobs: bool = False, serve_local: bool = False
+        self,
+        base: Path,
+        *,
+        stall_seconds: float = 5.0,
+        keep_blobs: bool = False,
+        serve_local: bool = False,
+        auth: RegistryAuth | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self.base = base
         self.layout = Layout(base / "root", base / "state")
@@ -43,7 +52,9 @@ class Node:
         self.wants_wasm: bool | None = None
         clock = itertools.count(1_700_000_000_000_000_000)
         self.content = Content(self.layout)
-        self.registry = Registry([self.certs], stall_seconds=stall_seconds, delays=(0.01, 0.02))
+        self.registry = Registry(
+            [self.certs], auth=auth, proxies=proxies, stall_seconds=stall_seconds, delays=(0.01, 0.02)
+        )
         self.layers = layers = Layers(self.layout, self.zygote, privileged=os.geteuid() == 0)
         images, records = self.store.images, self.store.layers
         self.now: Callable[[], int] = lambda: next(clock)
@@ -99,10 +110,13 @@ class Node:
         return {f"sha256:{name}" for name in os.listdir(self.layout.images / "blobs" / "sha256")}
 
     async def settled(self) -> None:
-        """Returns when work that was abandoned has cleaned up behind itself; TimeoutError if it does not."""
-        async with asyncio.timeout(10):
-            while self.debris():
-                await asyncio.sleep(0.01)
+        """Returns when work that was abandoned has cleaned up behind itself; AssertionError if it does not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while self.debris():
+                    await asyncio.sleep(0.01)
+        left = self.debris()
+        assert not left, left
 
     def debris(self) -> list[str]:
         """What only a running pull may have: unfinished layers, and partials, layers and blobs that no record names.

@@ -20,9 +20,13 @@ from cri_shim.wire.registry import (
     Credentials,
     Exchange,
     Failure,
+    RangeError,
     RegistryError,
+    Retries,
+    content_start,
     parse_challenges,
     parse_credentials,
+    retry_after,
 )
 from cri_shim.wire.registry_hosts import (
     Capability,
@@ -296,6 +300,7 @@ def test_hosts_come_in_order_with_the_registry_last() -> None:
       capabilities = ["pull", "resolve"]
     [host."https://mirror.example/cache"]
       capabilities = ["pull"]
+      dial_timeout = "1m1.5s"
       ca = ["/abs.crt", "rel.crt"]
       client = [["c.crt", "c.key"], "both.pem"]
       skip_verify = true
@@ -313,6 +318,7 @@ def test_hosts_come_in_order_with_the_registry_last() -> None:
         skip_verify=True,
     )
     assert second.headers == (("x-team", "a"), ("x-team", "b"))
+    assert (first.connect_seconds, second.connect_seconds) == (0, 61.5)
     assert (last.url, last.is_mirror, last.tls.ca) == (
         "https://upstream.example/v2",
         False,
@@ -336,6 +342,8 @@ def test_without_a_server_the_registry_itself_is_last() -> None:
         "[host.'https://x']\ncapabilities = ['fly']",
         "[host.'https://x']\nskip_verify = 'yes'",
         "[host.'https://x']\nca = 3",
+        "[host.'https://x']\ndial_timeout = 3",
+        "[host.'https://x']\ndial_timeout = 'soon'",
         "[host.'https://x']\nclient = [['a', 'b', 'c']]",
         "[host.'https://x'.header]\na = \"x\\r\\ny: z\"",
         "not toml",
@@ -349,3 +357,57 @@ def test_a_broken_hosts_file_is_named(text: str) -> None:
 def test_directories_of_a_registry_with_a_port() -> None:
     assert directory_names("localhost:5000") == ("localhost_5000_", "localhost:5000", "localhost", "_default")
     assert directory_names("docker.io") == ("docker.io", "_default")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"retry-after": "12"}, 12),
+        ({"retry-after": "-1"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 30),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT"}, 0),
+    ],
+)
+def test_when_a_registry_wants_to_be_asked_again(headers: dict[str, str], seconds: float) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_what_may_pass_is_tried_again_later_and_later() -> None:
+    retries, broken = Retries((1, 5)), RegistryError(Failure.UNAVAILABLE, "x")
+    assert [retries.delay(broken, progressed=False) for _ in range(3)] == [1, 5, None]
+    assert retries.delay(broken, progressed=True) == 1
+    assert retries.delay(RegistryError(Failure.UNAVAILABLE, "x", retry_after=9), progressed=False) == 9
+    assert Retries((1,)).delay(RegistryError(Failure.UNAVAILABLE, "x", retry_after=3600), progressed=False) is None
+    assert Retries((1,)).delay(RegistryError(Failure.NOT_FOUND, "x"), progressed=True) is None
+
+
+def test_the_rest_of_a_blob_is_asked_for_by_range() -> None:
+    exchange = Conversation(HOST, REF, None).blob(DIGEST, 7, '"strong"')
+    assert (header(exchange, "Range"), header(exchange, "If-Range")) == ("bytes=7-", '"strong"')
+    weak = Conversation(HOST, REF, None).blob(DIGEST, 7, 'W/"weak"')
+    assert (header(weak, "Range"), header(weak, "If-Range")) == ("bytes=7-", None)
+    assert header(Conversation(HOST, REF, None).blob(DIGEST, 0, '"strong"'), "If-Range") is None
+    with pytest.raises(RangeError, match="does not give a part"):
+        exchange.receive(Answer(416, {}))
+
+
+@pytest.mark.parametrize(
+    ("answer", "start"),
+    [
+        (Answer(200, {}), 0),
+        (Answer(206, {"content-range": "bytes 7-9/10"}), 7),
+        (Answer(206, {"content-range": "bytes 7-9/*"}), 7),
+        (Answer(206, {"content-range": "bytes 6-9/10"}), None),
+        (Answer(206, {"content-range": "bytes 7-9/11"}), None),
+        (Answer(206, {"content-range": "items 7-9/10"}), None),
+        (Answer(206, {}), None),
+    ],
+)
+def test_where_content_begins(answer: Answer, start: int | None) -> None:
+    if start is None:
+        with pytest.raises(RangeError, match="expected the bytes from 7 of 10"):
+            content_start(answer, 7, 10)
+    else:
+        assert content_start(answer, 7, 10) == start
