@@ -1,0 +1,105 @@
+"""What a hundred exec sessions at once, a megabyte each way, do to the daemon's loop.
+
+Every byte is looked at. Lag is how late the loop comes to what is due, on this machine with all that runs on it; a turn
+is what the loop computes without looking for anything else: that is the daemon's own part. As root, inside
+`scripts/private-ns` (`scripts/bench/loop-lag` does that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from cri_shim.pb import api_pb2 as pb
+from scripts.bench.lag import Lag
+from scripts.bench.watched_daemon import REPORT
+from tests.support import daemon as daemons
+from tests.support import images
+from tests.support.cri import Cri, container_config, pod_config
+from tests.support.streaming_client import SpdyClient
+
+WATCHED = Path(__file__).with_name("watched-daemon")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="loop-lag", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sessions", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--kib", type=int, default=1024, help="each way in each session (%(default)s)")
+    parser.add_argument("--handler", default="crun", help="(%(default)s)")
+    options = parser.parse_args(argv)
+    with ExitStack() as clean_up:
+        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
+        figures = base / "figures"
+        os.environ[REPORT] = str(figures)
+        daemons.PROGRAM = WATCHED  # type: ignore[misc]
+        registry = clean_up.enter_context(images.registry(base / "registry"))
+        daemon = daemons.Daemon(base / "0", settings={"log": {"level": "info"}}, cgroup_parent="/cri-shim-lag")
+        clean_up.callback(daemon.close)
+        daemon.start()
+        with Cri(daemon.socket, timeout=300) as cri:
+            image = registry.push_busybox("bench/busybox:1")
+            cri.pull(image)
+            pod = cri.run_pod(pod_config("lag", network=pb.NODE), options.handler)
+            container = cri.run(pod, container_config(image, "sleep", "3600"))
+            asyncio.run(sessions(cri, container, 1, 1024))  # loads what the first session loads
+            os.kill(daemon.pid, signal.SIGUSR1)
+            begin = time.monotonic()
+            asyncio.run(sessions(cri, container, options.sessions, options.kib << 10))
+            seconds = time.monotonic() - begin
+            os.kill(daemon.pid, signal.SIGUSR2)
+            while not figures.exists():
+                time.sleep(0.01)
+            report(json.loads(figures.read_text()), seconds)
+            cri.remove_all_pods()
+    return 0
+
+
+async def sessions(cri: Cri, container: str, number: int, size: int) -> None:
+    request = pb.ExecRequest(container_id=container, cmd=["cat"], stdin=True, stdout=True)
+    answers = await asyncio.gather(*(asyncio.to_thread(cri.runtime.Exec, request) for _ in range(number)))
+    await asyncio.gather(*(session(answer, size, seed) for seed, answer in enumerate(answers)))
+
+
+async def session(answer: pb.ExecResponse, size: int, seed: int) -> None:
+    """Through `cat` and back. SystemExit when it is not the same."""
+    content = random.Random(seed).randbytes(size)
+    client = await SpdyClient.open(answer.url)
+    for role in ("error", "stdin", "stdout"):
+        client.stream(role)
+
+    async def send() -> None:
+        await client.send("stdin", content)
+        client.end("stdin")
+
+    sending = asyncio.create_task(send())
+    await client.until_goaway()
+    with contextlib.suppress(ConnectionError):
+        await sending
+    if hashlib.sha256(client.received("stdout")).digest() != hashlib.sha256(content).digest():
+        raise SystemExit(f"loop-lag: session {seed}: {len(client.received('stdout'))} bytes, and not the same")
+    if client.status()["status"] != "Success":
+        raise SystemExit(f"loop-lag: session {seed}: {client.status()}")
+
+
+def report(figures: dict[str, list[float]], seconds: float) -> None:
+    print(f"all sessions in {seconds:.1f} s, load {os.getloadavg()[0]:.1f}")
+    for title, name in (("lag", "lag"), ("a turn's own CPU time", "own")):
+        values = Lag(figures[name])
+        cells = "  ".join(f"p{share * 100:g} {values.percentile(share) * 1e3:.2f}" for share in (0.5, 0.9, 0.99, 0.999))
+        print(f"{title}, ms: {cells}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
