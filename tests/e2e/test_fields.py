@@ -35,10 +35,6 @@ NOT_TO_BE_SEEN = {
     "linux.resources.hugepage_limits.page_size": "asks for the hugetlb controller, which few kernels of tests have",
     "linux.resources.hugepage_limits.limit": "likewise",
     "linux.resources.unified": "asks for cgroup v2",
-    "linux.security_context.apparmor.profile_type": "asks for AppArmor",
-    "linux.security_context.apparmor.localhost_ref": "likewise",
-    "linux.security_context.apparmor": "likewise",
-    "linux.security_context.apparmor_profile": "likewise",
 }
 """Supported fields that no test in a container looks at, and why."""
 
