@@ -51,6 +51,7 @@ from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.flows.image_names import ImageNames
+from cri_shim.flows.image_progress import PullWithProgress
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
@@ -341,6 +342,7 @@ class ImageFlows:
             "TagImage": administer.tag,
             "PinImage": administer.pin,
             "PruneImages": administer.prune,
+            "PullImage": PullWithProgress(pull, store.pulls, store.layers, content),
             "LoadImages": loading,
             "CheckImages": CheckImages(store, content, layers, collector, image_layout, names, pull),
             "SaveImages": SaveImages(store.images, content, registry, collector, puller, image_layout),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.cli.archives import archive, archive_to_write
 from cri_shim.cli.connection import Parsers, add_connection, connect
+from cri_shim.cli.progress import shown
 from cri_shim.cli.tables import age, columns, size
 from cri_shim.model.errors import CriShimError
 from cri_shim.model.ids import SHORT
@@ -43,6 +44,10 @@ def add_commands(parsers: Parsers) -> None:
         verb = _verb(verbs, name, _pin, f"{words}; a pin on a tag goes where the tag goes")
         verb.add_argument("images", metavar="IMAGE", nargs="+")
         verb.set_defaults(pinned=name == "pin")
+
+    verb = _verb(verbs, "pull", _pull, "pull images, with a progress bar for each layer in a terminal")
+    verb.add_argument("images", metavar="IMAGE", nargs="+")
+    verb.add_argument("--handler", metavar="NAME", default="", help="the runtime handler that they are for")
 
     verb = _verb(verbs, "load", _load, "load images from an archive: an OCI image layout or what docker save writes")
     verb.add_argument(
@@ -112,6 +117,19 @@ def _prune(arguments: argparse.Namespace) -> int:
         print(f"removed {_names(image)[0]}")
     print(f"freed {size(answer.freed)}")
     return 0
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    def one(image: str) -> None:
+        with shown(sys.stderr) as progress:
+            for answer in daemon.pull_image(image, arguments.handler):
+                progress.show(answer.layers)
+                if answer.id:
+                    progress.end()
+                    print(answer.id)
+
+    with connect(arguments) as daemon:
+        return _each(arguments.images, one)
 
 
 def _load(arguments: argparse.Namespace) -> int:

@@ -60,6 +60,11 @@ class AdminStub:
                 request_serializer=admin_dot_v1_dot_admin__pb2.PruneImagesRequest.SerializeToString,
                 response_deserializer=admin_dot_v1_dot_admin__pb2.PruneImagesResponse.FromString,
                 _registered_method=True)
+        self.PullImage = channel.unary_stream(
+                '/crishim.admin.v1.Admin/PullImage',
+                request_serializer=admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=admin_dot_v1_dot_admin__pb2.PullImageResponse.FromString,
+                _registered_method=True)
         self.LoadImages = channel.unary_stream(
                 '/crishim.admin.v1.Admin/LoadImages',
                 request_serializer=admin_dot_v1_dot_admin__pb2.LoadImagesRequest.SerializeToString,
@@ -120,6 +125,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullImage(self, request, context):
+        """The pull of the CRI, which tells how far it has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadImages(self, request, context):
         """Takes the images of an archive, with the checks of a pull.
         """
@@ -175,6 +187,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PruneImages,
                     request_deserializer=admin_dot_v1_dot_admin__pb2.PruneImagesRequest.FromString,
                     response_serializer=admin_dot_v1_dot_admin__pb2.PruneImagesResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=admin_dot_v1_dot_admin__pb2.PullImageRequest.FromString,
+                    response_serializer=admin_dot_v1_dot_admin__pb2.PullImageResponse.SerializeToString,
             ),
             'LoadImages': grpc.unary_stream_rpc_method_handler(
                     servicer.LoadImages,
@@ -332,6 +349,33 @@ class Admin:
             '/crishim.admin.v1.Admin/PruneImages',
             admin_dot_v1_dot_admin__pb2.PruneImagesRequest.SerializeToString,
             admin_dot_v1_dot_admin__pb2.PruneImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crishim.admin.v1.Admin/PullImage',
+            admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
+            admin_dot_v1_dot_admin__pb2.PullImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class AdminStub:
     """Keeps an image from garbage collection, or ends that."""
     PruneImages: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneImagesRequest, _admin_pb2.PruneImagesResponse]
     """Removes all images that no container uses and that are not pinned."""
+    PullImage: _grpc.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]
+    """The pull of the CRI, which tells how far it has come."""
     LoadImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.LoadImagesRequest, _admin_pb2.LoadImagesResponse]
     """Takes the images of an archive, with the checks of a pull."""
     SaveImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.SaveImagesRequest, _admin_pb2.SaveImagesResponse]
@@ -67,6 +69,8 @@ class AdminAsyncStub(AdminStub):
     """Keeps an image from garbage collection, or ends that."""
     PruneImages: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneImagesRequest, _admin_pb2.PruneImagesResponse]  # type: ignore[assignment]
     """Removes all images that no container uses and that are not pinned."""
+    PullImage: _aio.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]  # type: ignore[assignment]
+    """The pull of the CRI, which tells how far it has come."""
     LoadImages: _aio.UnaryStreamMultiCallable[_admin_pb2.LoadImagesRequest, _admin_pb2.LoadImagesResponse]  # type: ignore[assignment]
     """Takes the images of an archive, with the checks of a pull."""
     SaveImages: _aio.UnaryStreamMultiCallable[_admin_pb2.SaveImagesRequest, _admin_pb2.SaveImagesResponse]  # type: ignore[assignment]
@@ -116,6 +120,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PruneImagesResponse, _abc.Awaitable[_admin_pb2.PruneImagesResponse]]:
         """Removes all images that no container uses and that are not pinned."""
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _admin_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.PullImageResponse], _abc.AsyncIterator[_admin_pb2.PullImageResponse]]:
+        """The pull of the CRI, which tells how far it has come."""
 
     @_abc_1.abstractmethod
     def LoadImages(

@@ -66,6 +66,11 @@ class AdminClient:
         """What went, or would go."""
         return self._ask(lambda: self._stub.PruneImages(pb.PruneImagesRequest(dry_run=dry_run)))
 
+    def pull_image(self, image: str, handler: str) -> Iterator[pb.PullImageResponse]:
+        """How far it has come; the last message has the image's id."""
+        request = pb.PullImageRequest(image=image, runtime_handler=handler)
+        return self._listen(lambda: self._stub.PullImage(request))
+
     def load_images(self, path: Path, *, name: str, pin: bool) -> Iterator[pb.LoadImagesResponse]:
         """Each image of an archive, as soon as it is loaded."""
         request = pb.LoadImagesRequest(path=str(path.absolute()), name=name, pin=pin)

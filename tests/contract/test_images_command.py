@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -201,3 +202,36 @@ async def test_an_archive_is_loaded_from_a_file_and_from_standard_input(
     assert (list(image.repo_tags), image.pinned) == (["docker.io/library/mine:latest"], True)
     refused = await bench.run("images", "load", str(tmp_path / "gone"))
     assert (refused.status, refused.err) == (1, f"cri-shim: {tmp_path}/gone does not exist\n")
+
+
+async def test_a_pull_tells_how_far_it_has_come(bench: Bench, registry: LoopbackRegistry) -> None:
+    tag = registry.add("demo/app:1", ONE)
+    config, module = ONE.blobs
+
+    async def asked_for(digest: str) -> None:
+        async with asyncio.timeout(30):
+            while not any(digest in request for request in registry.requests):
+                await asyncio.sleep(0.05)
+
+    release = registry.hold_blobs()
+    pulling = asyncio.create_task(bench.run("images", "pull", tag))
+    await asked_for(config.digest)
+    release_module = registry.hold_blobs()
+    release.set()
+    await asked_for(module.digest)
+    await asyncio.sleep(1)  # some looks, in this loop
+    release_module.set()
+    said = await pulling
+    assert (said.status, said.out) == (0, f"{ONE.id}\n")
+    short = module.digest.removeprefix("sha256:")[:13]
+    assert said.err.splitlines() == [f"{short}: downloading (8 B)", f"{short}: done (8 B)"]
+    again = await bench.run("images", "pull", tag)
+    assert (again.status, again.out) == (0, f"{ONE.id}\n")
+
+
+async def test_each_of_several_pulls_is_told_apart(bench: Bench, registry: LoopbackRegistry) -> None:
+    said = await bench.run("images", "pull", "127.0.0.1:1/demo/gone:1", registry.add("demo/app:1", ONE))
+    assert (said.status, said.out) == (1, f"{ONE.id}\n")
+    assert "cri-shim: RegistryUnavailable: registry 127.0.0.1:1" in said.err
+    refused = await bench.run("images", "pull", "--handler", "no-such", "app")
+    assert "'no-such'" in refused.err
