@@ -43,6 +43,7 @@ from cri_shim.flows.container_update import UpdateContainer
 from cri_shim.flows.exec import Exec
 from cri_shim.flows.exec_sync import ExecSync
 from cri_shim.flows.exits import Exits
+from cri_shim.flows.explain import ExplainImage
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_admin import AdministerImages
 from cri_shim.flows.image_check import CheckImages
@@ -187,7 +188,11 @@ class Flows:
             "PodSandboxStats": stats.pod,
             "ListPodSandboxStats": stats.list_pods,
         }
-        admin: dict[str, Flow | StreamFlow] = {**images.admin, "ReadLog": ReadLog(base.store, pods.run.clock)}
+        admin: dict[str, Flow | StreamFlow] = {
+            **images.admin,
+            "ExplainImage": ExplainImage(base.store, base.layout, handlers),
+            "ReadLog": ReadLog(base.store, pods.run.clock),
+        }
         running = (
             pods.run.runs,
             pods.stop.stops,

@@ -93,6 +93,14 @@ def read_facts(rootfs: Path, entry: EntryPoint) -> RootfsFacts:
     return RootfsFacts(parse_user_database(passwd or b"", group or b""), entrypoint_kind(rootfs, entry))
 
 
+def kind_of_entry(layout: Layout, layers: Sequence[LayerRecord], entry: EntryPoint) -> EntryKind:
+    """The same of an image that no container has been made from; `layers` bottom first."""
+    if not layers:
+        return EntryKind.MISSING
+    lowers = [layout.layer(layer.number) for layer in reversed(layers)]
+    return mounts.looking_at(lowers, layout.state, lambda root: entrypoint_kind(root, entry))
+
+
 def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
     """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH.
 

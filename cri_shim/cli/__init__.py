@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import cri_shim
-from cri_shim.cli import images, logs
+from cri_shim.cli import explain, images, logs
 from cri_shim.cli.connection import add_config
 from cri_shim.model.errors import CriShimError
 
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     images.add_commands(commands)
     logs.add_command(commands)
+    explain.add_command(commands)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)

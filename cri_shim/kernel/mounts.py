@@ -11,12 +11,14 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from cri_shim.kernel import libc, threads
+
+T = TypeVar("T")
 
 _OPTIONS_PAGE: Final = 4095
 """Bytes of options that mount(2) takes."""
@@ -114,6 +116,21 @@ def idmapped_overlay(  # noqa: PLR0913  as `overlay`, and two more
         libc.move_mount(tree, target)
     finally:
         os.close(tree)
+
+
+def looking_at(lowers: Sequence[Path], target: Path, look: Callable[[Path], T]) -> T:
+    """What `look` makes of an overlay of `lowers` (top first), which it finds at `target` and nobody else does.
+
+    The mount is in a namespace of its own, and goes with it. Blocks.
+    """
+
+    def body() -> T:
+        libc.unshare(libc.CLONE_NEWNS)
+        libc.mount(None, Path("/"), None, libc.MS_REC | libc.MS_PRIVATE)
+        overlay(target, lowers, None, None)
+        return look(target)
+
+    return threads.call_in_new_thread(body)
 
 
 def _map_ids(path: Path, user_namespace: Path) -> None:

@@ -646,3 +646,112 @@ class LayerProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerProgress: _TypeAlias = LayerProgress  # noqa: Y015
+
+@_typing.final
+class ExplainImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AnnotationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    RUNTIME_HANDLER_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    runtime_handler: _builtins.str
+    """Of the pod, as its RuntimeClass names it; empty: the default one."""
+    container: _builtins.str
+    """The container's name, for annotations that name it."""
+    @_builtins.property
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of the pod."""
+
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The container's command; empty: the image's."""
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        runtime_handler: _builtins.str = ...,
+        annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        container: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "command", b"command", "container", b"container", "image", b"image", "runtime_handler", b"runtime_handler"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainImageRequest: _TypeAlias = ExplainImageRequest  # noqa: Y015
+
+@_typing.final
+class ExplainImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ENTRYPOINT_FIELD_NUMBER: _builtins.int
+    POD_HANDLER_FIELD_NUMBER: _builtins.int
+    HANDLER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """The image that is meant: of several platforms under one name the one for the pod's handler."""
+    platform: _builtins.str
+    artifact: _builtins.bool
+    """A Wasm artifact: it has no root file system."""
+    entrypoint: _builtins.str
+    """What the file is that would be executed, in words."""
+    pod_handler: _builtins.str
+    """The pod's handler."""
+    handler: _builtins.str
+    """The container's handler, and why; empty when it is refused."""
+    reason: _builtins.str
+    refusal: _builtins.str
+    """Why no handler would run it."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.str = ...,
+        platform: _builtins.str = ...,
+        artifact: _builtins.bool = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        entrypoint: _builtins.str = ...,
+        pod_handler: _builtins.str = ...,
+        handler: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "command", b"command", "entrypoint", b"entrypoint", "handler", b"handler", "image_id", b"image_id", "platform", b"platform", "pod_handler", b"pod_handler", "reason", b"reason", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainImageResponse: _TypeAlias = ExplainImageResponse  # noqa: Y015

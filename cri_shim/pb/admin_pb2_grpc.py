@@ -80,6 +80,11 @@ class AdminStub:
                 request_serializer=admin_dot_v1_dot_admin__pb2.CheckImagesRequest.SerializeToString,
                 response_deserializer=admin_dot_v1_dot_admin__pb2.CheckImagesResponse.FromString,
                 _registered_method=True)
+        self.ExplainImage = channel.unary_unary(
+                '/crishim.admin.v1.Admin/ExplainImage',
+                request_serializer=admin_dot_v1_dot_admin__pb2.ExplainImageRequest.SerializeToString,
+                response_deserializer=admin_dot_v1_dot_admin__pb2.ExplainImageResponse.FromString,
+                _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/crishim.admin.v1.Admin/ReadLog',
                 request_serializer=admin_dot_v1_dot_admin__pb2.ReadLogRequest.SerializeToString,
@@ -153,6 +158,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainImage(self, request, context):
+        """Which handler would run a container of an image, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLog(self, request, context):
         """What a container has written, and with `follow` what it goes on writing.
         """
@@ -207,6 +219,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.CheckImages,
                     request_deserializer=admin_dot_v1_dot_admin__pb2.CheckImagesRequest.FromString,
                     response_serializer=admin_dot_v1_dot_admin__pb2.CheckImagesResponse.SerializeToString,
+            ),
+            'ExplainImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainImage,
+                    request_deserializer=admin_dot_v1_dot_admin__pb2.ExplainImageRequest.FromString,
+                    response_serializer=admin_dot_v1_dot_admin__pb2.ExplainImageResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -457,6 +474,33 @@ class Admin:
             '/crishim.admin.v1.Admin/CheckImages',
             admin_dot_v1_dot_admin__pb2.CheckImagesRequest.SerializeToString,
             admin_dot_v1_dot_admin__pb2.CheckImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crishim.admin.v1.Admin/ExplainImage',
+            admin_dot_v1_dot_admin__pb2.ExplainImageRequest.SerializeToString,
+            admin_dot_v1_dot_admin__pb2.ExplainImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,8 @@ class AdminStub:
     """Images as an archive that docker, containerd, podman and skopeo load."""
     CheckImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]
     """Hashes every blob again and looks at every layer and record."""
+    ExplainImage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainImageRequest, _admin_pb2.ExplainImageResponse]
+    """Which handler would run a container of an image, and why."""
     ReadLog: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -77,6 +79,8 @@ class AdminAsyncStub(AdminStub):
     """Images as an archive that docker, containerd, podman and skopeo load."""
     CheckImages: _aio.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]  # type: ignore[assignment]
     """Hashes every blob again and looks at every layer and record."""
+    ExplainImage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainImageRequest, _admin_pb2.ExplainImageResponse]  # type: ignore[assignment]
+    """Which handler would run a container of an image, and why."""
     ReadLog: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadLogRequest, _admin_pb2.LogChunk]  # type: ignore[assignment]
     """What a container has written, and with `follow` what it goes on writing."""
 
@@ -152,6 +156,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.CheckImagesResponse], _abc.AsyncIterator[_admin_pb2.CheckImagesResponse]]:
         """Hashes every blob again and looks at every layer and record."""
+
+    @_abc_1.abstractmethod
+    def ExplainImage(
+        self,
+        request: _admin_pb2.ExplainImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ExplainImageResponse, _abc.Awaitable[_admin_pb2.ExplainImageResponse]]:
+        """Which handler would run a container of an image, and why."""
 
     @_abc_1.abstractmethod
     def ReadLog(

@@ -85,6 +85,10 @@ class AdminClient:
         """What is found, what was done about it, and a summary at the end."""
         return self._listen(lambda: self._stub.CheckImages(pb.CheckImagesRequest(repair=repair)))
 
+    def explain_image(self, request: pb.ExplainImageRequest) -> pb.ExplainImageResponse:
+        """Which handler would run a container, and why."""
+        return self._ask(lambda: self._stub.ExplainImage(request))
+
     def read_log(self, request: pb.ReadLogRequest) -> Iterator[pb.LogChunk]:
         """What a container has written; with `follow` until its pod ends."""
         return self._listen(lambda: self._stub.ReadLog(request))
