@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import cri_shim
-from cri_shim.cli import explain, images, logs
+from cri_shim.cli import explain, images, logs, node
 from cri_shim.cli.connection import add_config
 from cri_shim.model.errors import CriShimError
 
@@ -56,9 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     images.add_commands(commands)
     logs.add_command(commands)
     explain.add_command(commands)
+    node.add_commands(commands)
 
-    version = commands.add_parser("version", help="print the version")
-    version.set_defaults(run=_version)
     return parser
 
 
@@ -80,10 +79,4 @@ def _config_dump(arguments: argparse.Namespace) -> int:
     from cri_shim import config  # noqa: PLC0415 (as above)
 
     print(config.dump(*config.load(arguments.config)), end="")
-    return 0
-
-
-def _version(arguments: argparse.Namespace) -> int:
-    del arguments
-    print(f"{cri_shim.RUNTIME_NAME} {cri_shim.VERSION}")
     return 0

@@ -16,7 +16,7 @@ import grpc
 
 from cri_shim.model.errors import CriShimError, Unavailable
 from cri_shim.pb import admin_pb2 as pb
-from cri_shim.pb import admin_pb2_grpc
+from cri_shim.pb import admin_pb2_grpc, api_pb2, api_pb2_grpc
 from cri_shim.rpc.server import MESSAGE_BYTES
 
 T = TypeVar("T")
@@ -45,6 +45,12 @@ class AdminClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.close()
+
+    def version(self) -> str:
+        """Name and version of what answers, by the CRI: it may be another runtime."""
+        request = api_pb2.VersionRequest()
+        answer = self._ask(lambda: api_pb2_grpc.RuntimeServiceStub(self._channel).Version(request))
+        return f"{answer.runtime_name} {answer.runtime_version}"
 
     def list_images(self, image: str = "") -> list[pb.Image]:
         """All images, or those that a reference names."""
