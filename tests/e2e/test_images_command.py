@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.e2e.conftest import Lab
 from tests.support import archives, images
 from tests.support.cri import container_config, whole_lines
 from tests.support.daemon import PROGRAM, Daemon
+from tests.support.scale import count
 
 pytestmark = pytest.mark.root
 
@@ -67,3 +69,35 @@ def say_hello(daemon: Daemon, image: str) -> list[str]:
         container = cri.run(pod, container_config(image, "echo", "hello"))
         cri.wait_exit(container)
         return whole_lines(cri.log(container))
+
+
+def test_a_load_that_is_killed_leaves_nothing_wrong(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    """At random moments: the next daemon has a sound store, and the same archive is loaded."""
+    dice = random.Random(5)
+    layers = [images.layer([images.file(f"data/{number}", dice.randbytes(2 << 20))]) for number in range(5)]
+    whole = images.image(layers, {"Cmd": ["none"]})
+    saved = images.Image(whole.manifest, (whole.config, *map(archives.plain, layers)))
+    path = archives.write(tmp_path / "a.tar", archives.docker_save([(saved, ("five:1",))]))
+    daemon = make_daemon()
+    took = load(daemon, path)
+    command(daemon, "rm", "five:1")
+    for _ in range(count(full=100, quick=6)):
+        argv = [str(PROGRAM), "images", "load", "--listen", str(daemon.socket), str(path)]
+        with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as loading:
+            time.sleep(dice.uniform(0, took))
+            daemon.kill()
+        assert loading.returncode is not None
+        daemon.start()
+        checked = command(daemon, "check")
+        assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, b"no problems"), checked.stdout
+    load(daemon, path)
+    assert command(daemon, "check").stdout.startswith(b"1 images, 5 layers, 2 blobs")
+    assert len(list((daemon.root / "layers").iterdir())) == 5
+
+
+def load(daemon: Daemon, path: Path) -> float:
+    """Seconds that it took."""
+    begin = time.monotonic()
+    loaded = command(daemon, "load", str(path))
+    assert (loaded.returncode, loaded.stdout) == (0, b"loaded docker.io/library/five:1\n"), loaded.stderr
+    return time.monotonic() - begin
