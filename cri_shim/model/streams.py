@@ -26,7 +26,10 @@ class Sink(Protocol):
     """Bytes that leave."""
 
     async def write(self, data: bytes) -> None:
-        """Send a piece; returns when there is room for the next. ConnectionError when the client has gone."""
+        """Send a piece; returns when there is room for the next, and others have had their turn.
+
+        ConnectionError when the client has gone.
+        """
         ...
 
     async def close(self) -> None:

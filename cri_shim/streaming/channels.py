@@ -27,6 +27,8 @@ from cri_shim.wire.mux import (
 
 MAX_HELD: Final = 256 << 10
 """Of all streams of a connection together: they share one TCP connection, and SPDY as it is spoken has no windows."""
+MAX_IN_A_ROW: Final = 128 << 10
+"""Bytes that are written to one stream before others get their turn."""
 _PIECE_COST: Final = 128
 """Bytes that holding a piece takes beside its content: many small ones are no way around the limit."""
 
@@ -107,6 +109,7 @@ class Outlet:
         self._mux = mux
         self._stream = stream
         self._closed = False
+        self._in_a_row = 0
         self.was_reset = False
 
     async def write(self, data: bytes) -> None:
@@ -119,8 +122,13 @@ class Outlet:
             self._check()
             self._link.write(self._mux.send_data(self._stream, piece))
             self._link.touch()
+            self._in_a_row += len(piece)
             if self._link.is_full:
+                self._in_a_row = 0
                 await self._link.drain()
+            elif self._in_a_row >= MAX_IN_A_ROW:
+                self._in_a_row = 0
+                await asyncio.sleep(0)  # a source that is never empty and a client that is never full would go on alone
         self._check()
 
     async def close(self) -> None:
@@ -184,6 +192,8 @@ class Channels:
         self._link.resume_reading()
         trailing, self._trailing = self._trailing, b""
         self._receive(trailing)
+        if self._link.is_closed:
+            self._end()
 
     def accept(self, stream: int) -> tuple[Inlet, Outlet]:
         """Both ends of a stream that the client has opened."""
@@ -257,12 +267,11 @@ class Channels:
                 pass
 
     def _reset(self, stream: int) -> None:
-        inlet, outlet = self._inlets.pop(stream, None), self._outlets.pop(stream, None)
-        if inlet is not None and outlet is not None:
-            inlet.was_reset = outlet.was_reset = True
-            inlet.end()
+        if stream in self._inlets:
+            # It stays until it is forgotten: what has come can be read, and counts as long as it waits.
+            self._inlets[stream].was_reset = self._outlets[stream].was_reset = True
+            self._inlets[stream].end()
         self.on_close(stream)
-        self._close_if_done()
 
     def _end(self) -> None:
         """Nothing will come any more; what is there can be read."""

@@ -117,6 +117,11 @@ class Link(asyncio.BufferedProtocol):
                 self.abort()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._closed.is_set()
+
+    @property
     def is_full(self) -> bool:
         """Whether a writer has to wait."""
         return self._full

@@ -86,6 +86,7 @@ class PortForward:
     def _closed(self, stream: int) -> None:
         if self._pairing.closed(stream):
             del self._ends[stream]
+            self._streams.forget(stream)
         task = self._running.get(stream)
         if task is not None:
             task.cancel()

@@ -16,6 +16,7 @@ import pytest
 
 from cri_shim.model.errors import FailedPrecondition, Unavailable
 from cri_shim.model.streams import Connection
+from cri_shim.streaming import channels
 from cri_shim.streaming.server import Server, Settings
 from cri_shim.streaming.ticket import Limits
 from tests.support import spdy
@@ -187,6 +188,46 @@ async def test_a_reset_by_the_client_closes_the_connection(server: Server) -> No
         await in_time(begun.wait())
         client.writer.write(spdy.reset(data))
         await in_time(over.wait())
+        await client.close()
+
+
+class Stuck:
+    """A `Connection` that takes nothing and gives nothing."""
+
+    async def read(self) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        del data
+        await asyncio.Event().wait()
+
+    async def close_write(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def test_what_waits_in_connections_that_the_client_resets_counts_no_more(server: Server) -> None:
+    async with pod(echo) as connect:
+
+        async def some_stuck(port: int) -> Connection:
+            return Stuck() if port == 2 else await connect(port)
+
+        client = await SpdyClient.open(server.port_forward_url((), some_stuck, lambda: None), PROTOCOL)
+        for number in range(2 * channels.MAX_HELD // (100 << 10)):
+            data, _ = pair(client, 2, str(number))
+            await client.send("data", bytes(100 << 10))
+            client.writer.write(spdy.ping(2 * number + 1))
+            await in_time(until(client, lambda: bool(client.peer.pings)))
+            client.peer.pings.clear()
+            client.writer.write(spdy.reset(data))
+        data, _ = pair(client, 80, "good")
+        await client.send("data", b"through")
+        client.end("data")
+        await in_time(until(client, lambda: data in client.peer.ended))
+        assert bytes(client.peer.received[data]) == b"throughbye"
         await client.close()
 
 

@@ -340,6 +340,36 @@ async def test_a_client_that_does_not_read_stops_the_writer(server: Server) -> N
     await in_time(broken.wait())
 
 
+async def test_a_stream_that_never_waits_leaves_others_their_turn(server: Server) -> None:
+    turns = 0
+    in_a_row: list[int] = []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def session(streams: ClientStreams) -> int:
+        assert streams.stdout is not None
+        ticking = asyncio.create_task(others())
+        await asyncio.sleep(0)
+        before = -1
+        for _ in range(200):
+            if turns != before:
+                before = turns
+                in_a_row.append(0)
+            in_a_row[-1] += 32 << 10
+            await streams.stdout.write(bytes(32 << 10))
+        ticking.cancel()
+        return 0
+
+    client = await opened(server.exec_url(OUTPUT, session), "error", "stdout")
+    await in_time(client.until_goaway())
+    assert len(client.received("stdout")) == 200 * (32 << 10)
+    assert max(in_a_row) == channels.MAX_IN_A_ROW
+
+
 async def test_a_slow_client_gets_everything(server: Server) -> None:
     content = random.Random(9).randbytes(6 << 20)
 
