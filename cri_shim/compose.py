@@ -52,7 +52,7 @@ from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.flows.image_names import ImageNames
-from cri_shim.flows.image_progress import PullWithProgress
+from cri_shim.flows.image_progress import LayerProgress, PullWithProgress
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
@@ -339,7 +339,8 @@ class ImageFlows:
         }
         usage = ImageUsage(store.images, store.layers, content, lambda: _layers_in_use(store))
         administer = AdministerImages(store, names, usage, removal, settings.pinned)
-        loading = LoadImages(Archives(layout, base.zygote), pull, names)
+        progress = LayerProgress(store.pulls, store.layers, content)
+        loading = LoadImages(Archives(layout, base.zygote), pull, names, progress)
         imports = ImportImages(loading, Path(settings.import_dir) if settings.import_dir else None)
         admin: dict[str, Flow | StreamFlow] = {
             "ListImages": administer.list_images,
@@ -347,7 +348,7 @@ class ImageFlows:
             "TagImage": administer.tag,
             "PinImage": administer.pin,
             "PruneImages": administer.prune,
-            "PullImage": PullWithProgress(pull, store.pulls, store.layers, content),
+            "PullImage": PullWithProgress(pull, progress),
             "LoadImages": loading,
             "CheckImages": CheckImages(store, content, layers, collector, image_layout, names, pull),
             "SaveImages": SaveImages(store.images, content, registry, collector, puller, image_layout),

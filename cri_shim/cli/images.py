@@ -133,8 +133,12 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> int:
-    with connect(arguments) as daemon, archive(arguments.file) as path:
+    with connect(arguments) as daemon, archive(arguments.file) as path, shown(sys.stderr) as progress:
         for loaded in daemon.load_images(path, name=arguments.name, pin=arguments.pin):
+            if not loaded.id:
+                progress.show(loaded.layers)
+                continue
+            progress.end()
             for tag in loaded.tags:
                 print(f"loaded {tag}")
             if not loaded.tags:

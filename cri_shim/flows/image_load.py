@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cri_shim.adapters.image_archive import ArchivedImage, Archives
 from cri_shim.flows.image_names import ImageNames
+from cri_shim.flows.image_progress import LayerProgress
 from cri_shim.flows.image_pull import PullImage, Wish
 from cri_shim.log import get_logger
 from cri_shim.model.errors import CriShimError, InvalidArgument, PullError
@@ -33,9 +34,13 @@ class LoadImages:
     archives: Archives
     pull: PullImage
     names: ImageNames
+    progress: LayerProgress
 
     async def __call__(self, request: pb.LoadImagesRequest) -> AsyncGenerator[pb.LoadImagesResponse]:
-        """A message for each image, as soon as it is there. Errors at the end: of the first that could not be taken."""
+        """How far each image has come, and what it is when it is there.
+
+        Errors come at the end: of the first that could not be taken.
+        """
         path = Path(request.path)
         if not path.is_absolute():
             msg = f"the path {request.path!r} is not absolute"
@@ -54,8 +59,12 @@ class LoadImages:
                 raise InvalidArgument(msg, hint="load them as they are called, and use tag")
             for image in images:
                 tags = given or image.names
+                called = tags[0] if tags else f"the image in {path}"
+                taking = asyncio.ensure_future(self._take(image, tags, called))
                 try:
-                    image_id = await self._take(image, tags, path)
+                    async for layers in self.progress.of(taking, called):
+                        yield pb.LoadImagesResponse(layers=layers)
+                    image_id = taking.result()
                 except PullError as error:
                     failures.append(error)
                     continue
@@ -66,12 +75,12 @@ class LoadImages:
             rest = f"{len(failures)} of {len(images)} images of the archive were not loaded" if len(images) > 1 else ""
             raise PullError(failures[0].cause, hint=failures[0].hint or rest)
 
-    async def _take(self, image: ArchivedImage, tags: Sequence[str], path: Path) -> ImageId:
+    async def _take(self, image: ArchivedImage, tags: Sequence[str], called: str) -> ImageId:
         async def keep(record: ImageRecord, digest: Digest) -> None:
             del digest  # which registry has it, if any, the archive does not say
             await self.names.commit(record, tags=tags)
 
-        return await self.pull.take(image.origin, Wish(tags[0] if tags else f"the image in {path}"), keep)
+        return await self.pull.take(image.origin, Wish(called), keep)
 
 
 @dataclass(slots=True)
@@ -102,7 +111,8 @@ class ImportImages:
         for path in paths:
             try:
                 async for loaded in self.loading.load(path, pin=True):
-                    log.info("image loaded", path=str(path), id=loaded.id, tags=list(loaded.tags))
+                    if loaded.id:
+                        log.info("image loaded", path=str(path), id=loaded.id, tags=list(loaded.tags))
             except (CriShimError, OSError) as error:
                 log.error("archive not loaded", path=str(path), error=str(error))
 

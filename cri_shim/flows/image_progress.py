@@ -1,4 +1,4 @@
-"""PullImage of the admin service: the pull of the CRI, and how far each of its layers has come.
+"""How far the layers of an image have come that is being pulled or loaded, and PullImage of the admin service.
 
 It only looks: what a pull needs stands in the record of the unfinished pull, what is here the content knows. Invariant:
 who leaves is one less who waits for the pull, as with any caller.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.store import Table
@@ -23,35 +23,52 @@ from cri_shim.wire.oci_image import Manifest, parse_document
 _LOOK_SECONDS: Final = 0.2
 
 
+T = TypeVar("T")
+Layers: TypeAlias = list[admin_pb2.LayerProgress]
+
+
 @dataclass(frozen=True, slots=True)
 class PullWithProgress:
     """The RPC."""
 
     pull: PullImage
-    pulls: Table[Digest, UnfinishedPull]
-    layers: Table[Digest, LayerRecord]
-    content: Content
+    progress: LayerProgress
 
     async def __call__(self, request: admin_pb2.PullImageRequest) -> AsyncGenerator[admin_pb2.PullImageResponse]:
         """All layers whenever one has come further, the id at the end. Errors as PullImage of the CRI."""
         spec = api_pb2.ImageSpec(image=request.image, runtime_handler=request.runtime_handler)
         name = parse_reference(request.image).text
         pulling = asyncio.ensure_future(self.pull(api_pb2.PullImageRequest(image=spec)))
-        told: list[admin_pb2.LayerProgress] = []
+        async for layers in self.progress.of(pulling, name):
+            yield admin_pb2.PullImageResponse(layers=layers)
+        yield admin_pb2.PullImageResponse(id=pulling.result().image_ref)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProgress:
+    """Looks at what unfinished pulls, loads among them, have and lack."""
+
+    pulls: Table[Digest, UnfinishedPull]
+    layers: Table[Digest, LayerRecord]
+    content: Content
+
+    async def of(self, pulling: asyncio.Future[T], name: str) -> AsyncGenerator[Layers]:
+        """All layers whenever one has come further, until the task ends, which is cancelled by who leaves before."""
+        told: Layers = []
         try:
             while not pulling.done():
                 await asyncio.wait((pulling,), timeout=_LOOK_SECONDS)
                 known = await self._layers(name) or [_done(layer) for layer in told]
                 if known != told:
                     told = known
-                    yield admin_pb2.PullImageResponse(layers=told)
-            yield admin_pb2.PullImageResponse(layers=told, id=pulling.result().image_ref)
+                    yield told
         finally:
-            if not pulling.done():
-                pulling.cancel()
-                await asyncio.wait((pulling,))
+            pulling.cancel()  # nothing, once it has ended
+            await asyncio.wait((pulling,))
+            if not pulling.cancelled():
+                pulling.exception()  # whoever has left does not ask for it
 
-    async def _layers(self, name: str) -> list[admin_pb2.LayerProgress]:
+    async def _layers(self, name: str) -> Layers:
         """Nothing before the pull knows what it needs, and after its end."""
         pull = next((pull for pull in self.pulls.values() if pull.reference == name), None)
         if pull is None or not self.content.has(pull.manifest):

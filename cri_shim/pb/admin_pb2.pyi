@@ -400,26 +400,30 @@ Global___LoadImagesRequest: _TypeAlias = LoadImagesRequest  # noqa: Y015
 
 @_typing.final
 class LoadImagesResponse(_message.Message):
-    """One image that is loaded."""
+    """One image: how far it has come, and at its end what it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its names in the archive, in full."""
 
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerProgress]: ...
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        layers: _abc.Iterable[Global___LayerProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "layers", b"layers", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,7 +78,7 @@ class AdminClient:
         return self._listen(lambda: self._stub.PullImage(request))
 
     def load_images(self, path: Path, *, name: str, pin: bool) -> Iterator[pb.LoadImagesResponse]:
-        """Each image of an archive, as soon as it is loaded."""
+        """How far each image of an archive has come; one with an id is loaded."""
         request = pb.LoadImagesRequest(path=str(path.absolute()), name=name, pin=pin)
         return self._listen(lambda: self._stub.LoadImages(request))
 

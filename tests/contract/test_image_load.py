@@ -43,13 +43,13 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 
 def loader(node: Node) -> LoadImages:
-    return LoadImages(Archives(node.layout, node.zygote), node.pull_image, node.names)
+    return LoadImages(Archives(node.layout, node.zygote), node.pull_image, node.names, node.progress)
 
 
 async def load(node: Node, path: Path, name: str = "", *, pin: bool = False) -> list[tuple[str, list[str]]]:
     """The id and the tags of each image."""
     request = pb.LoadImagesRequest(path=str(path), name=name, pin=pin)
-    return [(loaded.id, list(loaded.tags)) async for loaded in loader(node)(request)]
+    return [(loaded.id, list(loaded.tags)) async for loaded in loader(node)(request) if loaded.id]
 
 
 async def tags_of(node: Node) -> dict[str, list[str]]:

@@ -157,3 +157,26 @@ def test_what_containers_write_is_counted(lab: Lab) -> None:
     while not 8 << 20 <= written() < 9 << 20:
         assert time.monotonic() < deadline, written()
         time.sleep(0.1)
+
+
+def test_an_image_has_one_id_everywhere_and_for_good(lab: Lab, registry: images.Registry) -> None:
+    """Whatever it is called, whoever tells it, and after a restart."""
+    image_id = lab.cri.pull(lab.busybox)
+    again = registry.push_busybox("another/name:2")
+    assert lab.cri.pull(again) == image_id
+    container = lab.cri.run(lab.pod("runc"), lab.shell("sleep 100"))
+
+    def ids(cri: Cri) -> set[str]:
+        found = status(cri, again)
+        assert found is not None
+        assert {lab.busybox, again} <= set(found.repo_tags)
+        listed = [
+            image.id for image in cri.images.ListImages(pb.ListImagesRequest()).images if again in image.repo_tags
+        ]
+        told = [each.image_id for each in cri.containers() if each.id == container]
+        return {found.id, *listed, *told, cri.status(container).image_id}
+
+    assert ids(lab.cri) == {image_id}
+    lab.daemon.restart()
+    with lab.daemon.client() as cri:
+        assert ids(cri) == {image_id}

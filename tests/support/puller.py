@@ -19,6 +19,7 @@ from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.flows.image_names import ImageNames
+from cri_shim.flows.image_progress import LayerProgress
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
@@ -74,6 +75,7 @@ class Node:
         self.pull_image = PullImage(
             policy, self.registry, self.content, images, self.names, self.collector, self.puller
         )
+        self.progress = LayerProgress(self.store.pulls, records, self.content)
         self.query = ImageQuery(
             images, records, self.content, self.layout, ("*/pinned*",), lambda: (7, 2), lambda: next(clock)
         )
