@@ -296,13 +296,13 @@ class Monitors:
         words = [self._program, "--sync", "-c", launch.container_id, "--cuuid", launch.container_id]
         words += ["--name", launch.container_id, "--bundle", bundle, "--persist-dir", bundle, "--exit-dir", bundle]
         words += ["--container-pidfile", str(files.pid), "--log-path", log, "--no-sync-log", "--full-attach"]
+        # --systemd-cgroup is among these, and not conmon's own flag: that would come between the wrapper and its `-c`.
         program, *runtime_arguments = [self._runtime.program, *self._runtime.global_arguments(files.runtime_log)]
         if launch.owner is not None and (launch.tty or not launch.stdin):
             wrapper = _WITH_TERMINAL if launch.tty else _WITHOUT_STDIN
             program, *runtime_arguments = [*wrapper, program, *runtime_arguments]
         words += ["--runtime", program, *(f"--runtime-arg={word}" for word in runtime_arguments)]
         flags = {
-            "--systemd-cgroup": self._runtime.systemd_cgroup,
             "--terminal": launch.tty,
             "--stdin": launch.stdin,
             "--leave-stdin-open": launch.stdin and not launch.stdin_once,
