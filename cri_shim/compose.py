@@ -52,6 +52,7 @@ from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_layout import ImageLayout
 from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.flows.image_names import ImageNames
+from cri_shim.flows.image_platform import ImagePlatforms
 from cri_shim.flows.image_progress import LayerProgress, PullWithProgress
 from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
@@ -84,11 +85,10 @@ from cri_shim.loader import HandlerOptions, default_handler
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.errors import CriShimError, FailedPrecondition
-from cri_shim.model.handler import Handler, Kind
+from cri_shim.model.handler import Handler
 from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
-from cri_shim.pb import api_pb2 as pb
 from cri_shim.rpc.edge import Flow, StreamFlow
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.streaming.server import Server as StreamingServer
@@ -317,18 +317,21 @@ class ImageFlows:
             auth=RegistryAuth(Path(settings.auth_file) if settings.auth_file else None),
             proxies=Proxies.from_environment(os.environ),
         )
+        platforms = ImagePlatforms(handlers, store.pods)
         policy = PullPolicy(
             host=host_platforms(platform.machine()),
             keep_blobs=settings.keep_blobs,
             serve_local=settings.offline == "serve-local",
-            wants_wasm=lambda request: _wants_wasm(handlers, request),
+            wants_wasm=platforms.of_pull,
             now=time.time_ns,
         )
         puller = LayerPuller(layout, content, layers, store.layers, collector, downloads)
         image_layout = ImageLayout(store.images, content, layout)
         names = ImageNames(store.images, image_layout)
         pull = PullImage(policy, registry, content, store.images, names, collector, puller)
-        query = ImageQuery(store.images, store.layers, content, layout, settings.pinned, written.total, time.time_ns)
+        query = ImageQuery(
+            store.images, store.layers, content, layout, settings.pinned, written.total, platforms.pick, time.time_ns
+        )
         removal = RemoveImage(store.images, collector, image_layout)
         methods: dict[str, Flow] = {
             "PullImage": pull,
@@ -371,14 +374,6 @@ class ImageFlows:
 
 def _layers_in_use(store: Store) -> set[Digest]:
     return {layer for container in store.containers.values() for layer in container.layers_in_use}
-
-
-def _wants_wasm(handlers: Handlers, request: pb.PullImageRequest) -> bool | None:
-    """The kind of the handler that the request names; None when it names none."""
-    name = request.image.runtime_handler
-    if not name:
-        return None
-    return handlers.for_pod(name).kind is Kind.WASM
 
 
 def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exits) -> Handlers:

@@ -20,6 +20,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.flows.container_remove import discard
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_gc import ImageCollector
+from cri_shim.flows.image_platform import ImagePlatforms
 from cri_shim.flows.image_volumes import ImageVolumes
 from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
@@ -139,8 +140,10 @@ class CreateContainer:
         if not found:
             msg = f"image {wanted!r} is not on this node"
             raise NotFound(msg, hint="pull it first")
-        wasm = self.handlers.rules[pod.handler].kind is Kind.WASM if pod.handler in self.handlers.rules else False
-        return next((image for image in found if image.platform.is_wasm == wasm), found[0])
+        # The kubelet asks by id, which it has by the name: there may be one of the other platform under it.
+        siblings = [image for image in self.store.images.values() if image.is_sibling(found[0])]
+        named = [image for image in siblings if set(image.repo_tags) & set(found[0].repo_tags)]
+        return ImagePlatforms(self.handlers, self.store.pods).pick((*found, *named), pod.handler)
 
     async def _create(self, name: ContainerName, asked: _Asked) -> ContainerId:
         container_id = new_container_id()

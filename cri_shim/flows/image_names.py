@@ -1,7 +1,7 @@
 """The names of images: tags, which move from one image to another, digests, which never do, and what users pinned.
 
-Not content: what a record names is on disk before it comes here. Invariant: a tag belongs to one image at a time, and a
-pin on a tag goes where the tag goes.
+Not content: what a record names is on disk before it comes here. Invariant: a tag belongs to one image at a time, or to
+several platforms of one index, and a pin on a tag goes where the tag goes.
 """
 
 from __future__ import annotations
@@ -99,8 +99,9 @@ class ImageNames:
         return any(tag in record.pins for record in self.images.values())
 
     async def _take_tag(self, owner: ImageId, tag: str) -> None:
+        record = self.images.get(owner)
         for other in self.images.values():
-            if tag in other.repo_tags and other.id != owner:
+            if tag in other.repo_tags and other.id != owner and not (record and record.is_sibling(other)):
                 await self.images.update(other.id, lambda record: _without_tag(record, tag))
 
 

@@ -56,7 +56,7 @@ class PullPolicy:
     serve_local: bool
     """A tag that is here is good enough when its registry cannot be reached."""
     wants_wasm: Callable[[pb.PullImageRequest], bool | None]
-    """The kind of image that the request asks for; None when it does not say."""
+    """The kind of image that the request asks for; None when either will do."""
     now: Callable[[], int]
     """Unix time, ns."""
 
@@ -123,18 +123,31 @@ class PullImage:
         try:
             return await self._pull(job)
         except RegistryError as error:
-            here = self._tagged(job) if self.policy.serve_local and error.failure is Failure.UNAVAILABLE else None
+            offline = self.policy.serve_local and error.failure is Failure.UNAVAILABLE
+            here = await self._tagged(job) if offline else None
             if here is None:
                 raise
             log.warning("image served as it is here", image=job.ref.text, id=here.id, error=str(error))
             return here.id
 
-    def _tagged(self, job: _Job) -> ImageRecord | None:
-        fits = (record for record in self.images.values() if job.wants_wasm in {None, _is_wasm(record)})
-        return next((record for record in fits if job.ref.repo_tag in record.repo_tags), None)
+    async def _tagged(self, job: _Job) -> ImageRecord | None:
+        tagged = [record for record in self.images.values() if job.ref.repo_tag in record.repo_tags]
+        return await self._chosen(tagged, job.wants_wasm)
+
+    async def _chosen(self, records: Iterable[ImageRecord], wants_wasm: bool | None) -> ImageRecord | None:
+        """The one that a pull would choose, if it is here: what an index offers, the index says, which is here too."""
+        for record in records:
+            if record.index is None:
+                return record
+            index = parse_document(await self.content.read(record.index), "")
+            if isinstance(index, Index):
+                choice = choose(index, self.policy.host, wants_wasm=wants_wasm)
+                if choice.id == record.manifest:
+                    return record
+        return None
 
     async def _pull(self, job: _Job) -> ImageId:
-        present = self._present(job)
+        present = await self._present(job)
         if present is not None and await self.names.add_digest(present.id, job.ref.repo_digest):
             return present.id
         repository = await self.registry.repository(job.ref, job.credentials)
@@ -191,15 +204,15 @@ class PullImage:
         content = (*self._content_of(plan), *(layer.descriptor.id for layer in plan.layers))
         return any(digest in partials or self.content.has(digest) or records.get(digest) for digest in content)
 
-    def _present(self, job: _Job) -> ImageRecord | None:
+    async def _present(self, job: _Job) -> ImageRecord | None:
         """Content by digest cannot have changed: no registry needs to be asked."""
-        if job.ref.digest is None:
+        digest = job.ref.digest
+        if digest is None:
             return None
-        for record in self.images.values():
-            known_as = {record.manifest, record.index, *(name.rpartition("@")[2] for name in record.repo_digests)}
-            if job.ref.digest in known_as and job.wants_wasm in {None, _is_wasm(record)}:
-                return record
-        return None
+        records = self.images.values()
+        by_manifest = next((record for record in records if record.manifest == digest), None)
+        known = (r for r in records if digest in {r.index, *(name.rpartition("@")[2] for name in r.repo_digests)})
+        return by_manifest or await self._chosen(known, job.wants_wasm)
 
     async def _find(self, origin: Origin, wish: Wish) -> _Found:
         document = await origin.resolve()
@@ -276,10 +289,6 @@ class PullImage:
             yield plan.wasm.id
         if self.policy.keep_blobs:
             yield from (layer.descriptor.id for layer in plan.layers)
-
-
-def _is_wasm(record: ImageRecord) -> bool:
-    return record.wasm is not None or record.platform.is_wasm
 
 
 def _credentials(request: pb.PullImageRequest) -> Credentials | None:

@@ -25,7 +25,9 @@ _INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class ImageQuery:
-    """The reading RPCs. `pinned` are globs over names, `written` the bytes and inodes of all writable layers."""
+    """The reading RPCs. `pinned` are globs over names, `written` the bytes and inodes of all writable layers, `pick`
+    chooses between the platforms of one name by the handler that is to run it.
+    """
 
     images: Table[ImageId, ImageRecord]
     layer_records: Table[Digest, LayerRecord]
@@ -33,6 +35,7 @@ class ImageQuery:
     layout: Layout
     pinned: Sequence[str]
     written: Callable[[], tuple[int, int]]
+    pick: Callable[[Sequence[ImageRecord], str], ImageRecord]
     now: Callable[[], int]
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
@@ -49,8 +52,9 @@ class ImageQuery:
         found = find_images(self.images.values(), request.image.image)
         if not found:
             return pb.ImageStatusResponse()
-        info = {"info": _verbose(found[0])} if request.verbose else {}
-        return pb.ImageStatusResponse(image=self._image(found[0]), info=info)
+        record = self.pick(found, request.image.runtime_handler)
+        info = {"info": _verbose(record)} if request.verbose else {}
+        return pb.ImageStatusResponse(image=self._image(record), info=info)
 
     async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
         """What images take, blobs and unpacked layers, and what containers have written: on one file system."""

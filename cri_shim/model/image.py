@@ -78,6 +78,14 @@ class ImageRecord(msgspec.Struct, frozen=True):
     def key(self) -> ImageId:
         return self.id
 
+    @property
+    def is_wasm(self) -> bool:
+        return self.wasm is not None or self.platform.is_wasm
+
+    def is_sibling(self, other: ImageRecord) -> bool:
+        """True for another platform of the same index."""
+        return self.id != other.id and self.index is not None and self.index == other.index
+
 
 class LayerRecord(msgspec.Struct, frozen=True):
     """One unpacked layer, an overlayfs lower directory that images share.

@@ -135,6 +135,42 @@ async def test_the_platform_is_chosen_by_what_is_wanted(node: Node, registry: Lo
     assert node.debris() == []
 
 
+@needs_root
+async def test_both_platforms_of_a_tag_can_be_here(node: Node, registry: LoopbackRegistry) -> None:
+    name = registry.add("demo/both:1", BOTH)
+    ids = set()
+    for node.wants_wasm in (False, True):
+        ids.add(await node.pull(name))
+    assert ids == {LINUX.id, WASM.id}
+    assert [list(image.repo_tags) for image in await node.listed()] == [[name], [name]]
+    asked = len(registry.requests)
+    for wants_wasm, expected in ((False, LINUX.id), (True, WASM.id), (None, LINUX.id)):
+        node.wants_wasm = wants_wasm
+        assert await node.pull(f"{registry.address}/demo/both@{BOTH.digest}") == expected
+    assert len(registry.requests) == asked, "what an index offers is known here"
+    spec = pb.ImageSpec(image=name, runtime_handler="wasm")
+    assert (await node.query.image_status(pb.ImageStatusRequest(image=spec))).image.id == WASM.id
+    registry.add("demo/both:1", images.wasm_artifact(b"\0asm newer"))
+    newer = await node.pull(name)
+    assert {image.id: list(image.repo_tags) for image in await node.listed()} == {
+        LINUX.id: [],
+        WASM.id: [],
+        newer: [name],
+    }
+    await node.remove(name)
+    assert len(await node.listed()) == 2
+
+
+async def test_an_image_of_one_kind_is_taken_whatever_was_wanted(node: Node, registry: LoopbackRegistry) -> None:
+    registry.add("demo/hello:1", WASM)
+    node.wants_wasm = False
+    by_digest = f"{registry.address}/demo/hello@{WASM.digest}"
+    assert await node.pull(by_digest) == WASM.id
+    asked = len(registry.requests)
+    assert await node.pull(by_digest) == WASM.id
+    assert len(registry.requests) == asked
+
+
 async def test_no_platform_fits(node: Node, registry: LoopbackRegistry) -> None:
     with pytest.raises(PullError, match="only for: linux/s390x"):
         await node.pull(registry.add("demo/far:1", images.index({"linux/s390x": LINUX})))

@@ -274,3 +274,23 @@ def test_what_a_wasm_container_cannot_have_is_refused_by_name(shared_lab: Lab) -
 
 def linux(security: pb.LinuxContainerSecurityContext) -> pb.ContainerConfig:
     return pb.ContainerConfig(linux=pb.LinuxContainerConfig(security_context=security))
+
+
+def test_of_both_platforms_of_a_tag_each_pod_gets_its_own(shared_lab: Lab, registry: images.Registry) -> None:
+    lab = shared_lab
+    linux, artifact = images.busybox_image(), images.wasm_artifact(guests.assemble(guests.ECHO))
+    both = images.index({f"linux/{images.ARCHITECTURE}": linux, "wasi/wasm": artifact})
+    name = registry.push("mixed/both:1", both)
+    pods = {handler: lab.pod(handler) for handler in ("crun", "wasm")}
+    ids = {}
+    for handler, pod in pods.items():
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=name), sandbox_config=pod.config)
+        ids[handler] = lab.cri.images.PullImage(request).image_ref
+    assert ids == {"crun": linux.id, "wasm": artifact.id}
+    for handler, pod in pods.items():
+        # The kubelet may have the id of either: ImageStatus by tag names one of them.
+        for number, reference in enumerate((name, *ids.values())):
+            arguments = ("true",) if handler == "crun" else ("of-request",)
+            container = lab.cri.create(pod, container_config(reference, *arguments, name=f"main-{number}"))
+            assert lab.cri.status(container).image_id == ids[handler]
+            assert decision(lab, container)[0] == handler

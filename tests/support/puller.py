@@ -24,6 +24,7 @@ from cri_shim.flows.image_pull import PullImage, PullPolicy
 from cri_shim.flows.image_query import ImageQuery
 from cri_shim.flows.image_remove import RemoveImage
 from cri_shim.model.ids import Digest
+from cri_shim.model.image import ImageRecord
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.wire.oci_image import host_platforms
@@ -77,7 +78,14 @@ class Node:
         )
         self.progress = LayerProgress(self.store.pulls, records, self.content)
         self.query = ImageQuery(
-            images, records, self.content, self.layout, ("*/pinned*",), lambda: (7, 2), lambda: next(clock)
+            images,
+            records,
+            self.content,
+            self.layout,
+            ("*/pinned*",),
+            lambda: (7, 2),
+            _pick,
+            lambda: next(clock),
         )
         self.remove_image = RemoveImage(images, self.collector, self.image_layout)
 
@@ -150,3 +158,7 @@ class Node:
         """Nothing of any image is on disk, nor a record of one."""
         records = (*self.store.images.values(), *self.store.layers.values(), *self.store.pulls.values())
         return not (records or self.blobs() or self.partials() or os.listdir(self.layout.layers))
+
+
+def _pick(found: Sequence[ImageRecord], handler: str) -> ImageRecord:
+    return next((image for image in found if image.is_wasm == (handler == "wasm")), found[0])
