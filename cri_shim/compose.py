@@ -212,6 +212,7 @@ class Flows:
         await settle.run()
         await watch.start()
         self.sampler.start()
+        self.images.imports.start()
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
@@ -363,7 +364,6 @@ class ImageFlows:
         await self.collector.repair()
         await self.layout.write()
         self.collector.start()
-        self.imports.start()
 
     async def aclose(self) -> None:
         """Close the connections to registries."""

@@ -48,8 +48,13 @@ class LoadImages:
         async for answer in self.load(path, name=request.name, pin=request.pin):
             yield answer
 
-    async def load(self, path: Path, *, name: str = "", pin: bool = False) -> AsyncGenerator[pb.LoadImagesResponse]:
-        """`name` is for the one image of an archive; `pin` keeps all of them from garbage collection."""
+    async def load(
+        self, path: Path, *, name: str = "", pin: bool = False, placed_at: int | None = None
+    ) -> AsyncGenerator[pb.LoadImagesResponse]:
+        """`name` is for the one image of an archive; `pin` keeps all of them from garbage collection.
+
+        Tags that came to this node after `placed_at` (Unix ns) stay where they are.
+        """
         given = () if not name else (_tag(name),)
         failures: list[PullError] = []
         async with self.archives.open(path) as archive:
@@ -58,7 +63,9 @@ class LoadImages:
                 msg = f"a name is given, and {path} has {len(images)} images"
                 raise InvalidArgument(msg, hint="load them as they are called, and use tag")
             for image in images:
-                tags = given or image.names
+                tags = self._wanted(given or image.names, placed_at)
+                if image.names and not tags:
+                    continue
                 called = tags[0] if tags else f"the image in {path}"
                 taking = asyncio.ensure_future(self._take(image, tags, called))
                 try:
@@ -75,6 +82,13 @@ class LoadImages:
             rest = f"{len(failures)} of {len(images)} images of the archive were not loaded" if len(images) > 1 else ""
             raise PullError(failures[0].cause, hint=failures[0].hint or rest)
 
+    def _wanted(self, tags: Sequence[str], placed_at: int | None) -> tuple[str, ...]:
+        if placed_at is None:
+            return tuple(tags)
+        newer = (record for record in self.names.images.values() if record.pulled_at > placed_at)
+        taken = {tag for record in newer for tag in record.repo_tags}
+        return tuple(tag for tag in tags if tag not in taken)
+
     async def _take(self, image: ArchivedImage, tags: Sequence[str], called: str) -> ImageId:
         async def keep(record: ImageRecord, digest: Digest) -> None:
             del digest  # which registry has it, if any, the archive does not say
@@ -85,7 +99,10 @@ class LoadImages:
 
 @dataclass(slots=True)
 class ImportImages:
-    """Loads every archive of a directory once, beside everything else. What comes from there is pinned."""
+    """Loads every archive of a directory at the start, beside everything else. What comes from there is pinned.
+
+    What has been pulled since the archive was put there wins over it, and what is here needs no second load.
+    """
 
     loading: LoadImages
     directory: Path | None
@@ -110,7 +127,8 @@ class ImportImages:
             return
         for path in paths:
             try:
-                async for loaded in self.loading.load(path, pin=True):
+                placed_at = (await asyncio.to_thread(path.stat)).st_ctime_ns
+                async for loaded in self.loading.load(path, pin=True, placed_at=placed_at):
                     if loaded.id:
                         log.info("image loaded", path=str(path), id=loaded.id, tags=list(loaded.tags))
             except (CriShimError, OSError) as error:

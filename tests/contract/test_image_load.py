@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -16,6 +17,7 @@ from cri_shim.adapters import image_archive
 from cri_shim.adapters.image_archive import Archives
 from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, NotFound, PullError
+from cri_shim.model.ids import ImageId
 from cri_shim.pb import admin_pb2 as pb
 from tests.support import archives, images
 from tests.support.archives import CONTAINERD_NAME, REF_NAME, Members
@@ -278,6 +280,27 @@ async def test_a_directory_is_imported_at_the_start(node: Node, tmp_path: Path) 
         found = {image.id: (list(image.repo_tags), image.pinned) for image in await node.listed()}
         assert found == {WASM.id: ([NAME], True), OTHER.id: ([], True)}
         assert node.debris() == []
+
+
+async def test_what_was_pulled_later_wins_over_what_lies_in_the_directory(node: Node, tmp_path: Path) -> None:
+    place = tmp_path / "import"
+    place.mkdir()
+    archives.write(place / "1.tar", archives.layout([(WASM, {CONTAINERD_NAME: NAME})]))
+
+    async def start_again() -> dict[str, list[str]]:
+        importing = ImportImages(loader(node), place)
+        importing.start()
+        assert importing._task is not None
+        await importing._task
+        return await tags_of(node)
+
+    assert await start_again() == {WASM.id: [NAME]}
+    await load(node, archives.write(tmp_path / "2.tar", archives.layout([(OTHER, {CONTAINERD_NAME: NAME})])))
+    later = (place / "1.tar").stat().st_ctime_ns + 1
+    await node.store.images.update(ImageId(OTHER.id), lambda record: msgspec.structs.replace(record, pulled_at=later))
+    assert await start_again() == {WASM.id: [], OTHER.id: [NAME]}
+    await node.remove(NAME)
+    assert await start_again() == {WASM.id: [NAME]}
 
 
 async def test_a_directory_that_is_not_there_is_told_in_the_log(node: Node, tmp_path: Path) -> None:
