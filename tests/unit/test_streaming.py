@@ -8,6 +8,8 @@ import json
 import random
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -198,6 +200,12 @@ async def test_stdin_of_a_websocket_ends_in_v5(server: Server) -> None:
     await sending
     assert client.received(CHANNELS["stdout"]) == content
     told(client.received(CHANNELS["error"]), 5, content[-1])
+
+
+def test_a_daemon_without_streams_loads_neither_protocol() -> None:
+    program = "import sys, cri_shim.app; print(*{'h11', 'websockets'} & sys.modules.keys())"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert loaded == "\n"
 
 
 async def test_what_came_with_the_request_is_not_lost(server: Server) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cri_shim.model.streams import ClientStreams, Wanted
+from cri_shim.model.streams import ClientStreams, Connection, Wanted
 from cri_shim.streaming import conversation, link
 from cri_shim.streaming.server import Server, Settings
 from cri_shim.streaming.ticket import Limits
@@ -22,7 +22,7 @@ from cri_shim.wire.spdy import MAX_CONTROL, Spdy
 from cri_shim.wire.spdy_headers import MAX_BLOCK
 from tests.support import scale, spdy
 from tests.support.spdy import FIN, SpdyPeer
-from tests.support.streaming_client import spdy_head
+from tests.support.streaming_client import head, spdy_head
 from tests.unit.test_websocket import Client, channels, tunnel
 
 INPUTS = scale.count(200_000, 4_000)
@@ -159,50 +159,99 @@ def test_requests() -> None:
         assert http.refuse(refusal).startswith(b"HTTP/1.1 %d " % refusal.status), data
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a server that listens: every connection comes to its end, and every session with it."""
     monkeypatch.setattr(link, "LINGER_SECONDS", 0.0)
     monkeypatch.setattr(link, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(conversation, "LEFT_SECONDS", 0.01)
     rng = scale.seeded()
-    running = 0
+    ends = Ends()
+    server = Server(Settings(limits=Limits(head=0.1, creation=0.1, idle=0.1)))
+    await server.start()
+    for number in range(CONNECTIONS):
+        wanted = Wanted(stdin=True, stdout=True, stderr=True, tty=False)
+        if number % 2:
+            url = server.exec_url(wanted, ends.session)
+            kinds = (spdy_head(url, "v4.channel.k8s.io"), spdy_conversation()), (upgrade(url), channel_conversation())
+        else:
+            url = server.port_forward_url((), ends.connect, lambda: None)
+            tunnelled = upgrade(url, "SPDY/3.1+portforward.k8s.io"), tunnel_conversation()
+            kinds = (spdy_head(url, "portforward.k8s.io"), forward_conversation()), tunnelled
+        data = b"".join(rng.choice(kinds))
+        await converse(url, mutated(rng, data) if rng.random() < 0.3 else kept_head(rng, data), stays=number % 3 == 0)
+    await asyncio.wait_for(server.stop(), 30)
+    assert ends.begun > CONNECTIONS // 4
+    assert ends.running == 0
+    assert not server._sessions
+    assert not server._waiting
 
-    async def session(streams: ClientStreams) -> int:
-        nonlocal running
-        running += 1
+
+class Ends:
+    """What is behind the server: sessions that echo, and a pod that does."""
+
+    def __init__(self) -> None:
+        self.begun = self.running = 0
+
+    async def session(self, streams: ClientStreams) -> int:
+        self.begun += 1
+        self.running += 1
         try:
             assert streams.stdin is not None
             assert streams.stdout is not None
             while piece := await streams.stdin.read():
                 await streams.stdout.write(piece)
         finally:
-            running -= 1
+            self.running -= 1
         return 0
 
-    server = Server(Settings(limits=Limits(head=0.5, creation=0.5)))
-    await server.start()
-    for _ in range(CONNECTIONS):
-        url = server.exec_url(Wanted(stdin=True, stdout=True, stderr=True, tty=False), session)
-        data = spdy_head(url, "v4.channel.k8s.io") + spdy_conversation()
-        await converse(url, mutated(rng, data) if rng.random() < 0.5 else kept_head(rng, data))
-    await asyncio.wait_for(server.stop(), 30)
-    assert running == 0
-    assert not server._sessions
-    assert not server._waiting
+    async def connect(self, _port: int) -> Connection:
+        self.begun += 1
+        self.running += 1
+        return Echo(self)
+
+
+class Echo:
+    """A `Connection` that gives back what it gets."""
+
+    def __init__(self, ends: Ends) -> None:
+        self._ends: Ends | None = ends
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self) -> bytes:
+        return await self._pieces.get()
+
+    async def write(self, data: bytes) -> None:
+        self._pieces.put_nowait(data)
+
+    async def close_write(self) -> None:
+        self._pieces.put_nowait(b"")
+
+    def close(self) -> None:
+        if self._ends is not None:
+            self._ends.running -= 1
+            self._ends = None
+
+
+def upgrade(url: str, protocol: str = "v5.channel.k8s.io") -> bytes:
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Protocol": protocol}
+    return head(url, headers, "GET")
 
 
 def kept_head(rng: random.Random, data: bytes) -> bytes:
     """Only what follows the request is changed."""
-    head, end, frames = data.partition(b"\r\n\r\n")
-    return head + end + mutated(rng, frames)
+    request, end, frames = data.partition(b"\r\n\r\n")
+    return request + end + mutated(rng, frames)
 
 
-async def converse(url: str, data: bytes) -> None:
+async def converse(url: str, data: bytes, *, stays: bool) -> None:
+    """A client that says all at once; one that `stays` leaves the end to the server."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(data)
-    writer.write_eof()
+    if not stays:
+        writer.write_eof()
     try:
         while await asyncio.wait_for(reader.read(65536), 30):
             pass
