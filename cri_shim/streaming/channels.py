@@ -27,6 +27,8 @@ from cri_shim.wire.mux import (
 
 MAX_HELD: Final = 256 << 10
 """Of all streams of a connection together: they share one TCP connection, and SPDY as it is spoken has no windows."""
+REASSURE_SECONDS: Final = 15.0
+"""Between two signs of life to a client that is not read."""
 MAX_IN_A_ROW: Final = 128 << 10
 """Bytes that are written to one stream before others get their turn."""
 _PIECE_COST: Final = 128
@@ -149,21 +151,35 @@ class Outlet:
 class Budget:
     """Counts what waits to be taken, and pauses the connection when it is too much."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, mux: Mux) -> None:
         self._link = link
+        self._mux = mux
         self._held = 0
+        self._reassuring: asyncio.TimerHandle | None = None
+        """There while reading is paused."""
 
     def take(self, size: int) -> None:
         """More waits."""
         self._held += size
-        if self._held > MAX_HELD:
+        if self._held > MAX_HELD and self._reassuring is None:
             self._link.pause_reading()
+            self._reassure_later()
 
     def give_back(self, size: int) -> None:
         """Less waits."""
         self._held -= size
-        if self._held <= MAX_HELD // 2:
+        if self._held <= MAX_HELD // 2 and self._reassuring is not None:
+            self._reassuring.cancel()
+            self._reassuring = None
             self._link.resume_reading()
+
+    def _reassure_later(self) -> None:
+        self._reassuring = asyncio.get_running_loop().call_later(REASSURE_SECONDS, self._reassure)
+
+    def _reassure(self) -> None:
+        if not self._link.is_closed:
+            self._link.answer(self._mux.still_here())
+            self._reassure_later()
 
 
 class Channels:
@@ -174,7 +190,7 @@ class Channels:
         self._link = link
         self._mux = mux
         self._trailing = trailing
-        self._budget = Budget(link)
+        self._budget = Budget(link, mux)
         self._inlets: dict[int, Inlet] = {}
         self._outlets: dict[int, Outlet] = {}
         self.on_open: Callable[[StreamOpened], None] = lambda opened: self.refuse(opened.stream)

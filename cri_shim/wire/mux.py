@@ -88,6 +88,10 @@ class Mux(Protocol):
         """Refuse a stream, or drop it in both directions."""
         ...
 
+    def still_here(self) -> bytes:
+        """For a client that waits for the answer to a ping while it is not read; nothing where none waits for it."""
+        ...
+
     def send_goodbye(self) -> bytes:
         """The connection ends as it should. Nothing can be sent after it."""
         ...

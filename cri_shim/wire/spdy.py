@@ -139,6 +139,10 @@ class Spdy:
             return b""
         return _reset(stream, _CANCEL if state.accepted else _REFUSED_STREAM)
 
+    def still_here(self) -> bytes:
+        """Nothing: clients ping, and do not mind how long the answer takes."""
+        return b""
+
     def send_goodbye(self) -> bytes:
         """GOAWAY with status OK."""
         if self._failed:

@@ -101,6 +101,13 @@ class WebSocket:
             self._core.send_binary(data)
         return self._taken()
 
+    def pong(self) -> bytes:
+        """One that answers nothing, as RFC 6455 allows (5.5.3): clients leave that get none for a minute."""
+        if self._core.state is not State.OPEN:
+            return b""
+        self._core.send_pong(b"")
+        return self._taken()
+
     def close(self) -> bytes:
         """The normal end."""
         if self._core.state is not State.OPEN:
@@ -179,6 +186,10 @@ class Channels:
         self._readable.discard(stream)
         return b""
 
+    def still_here(self) -> bytes:
+        """A pong."""
+        return self._socket.pong()
+
     def send_goodbye(self) -> bytes:
         """A close frame."""
         return self._socket.close()
@@ -242,6 +253,10 @@ class Tunnel:
     def send_reset(self, stream: int) -> bytes:
         """Refuse or drop a stream."""
         return self._wrapped(self._spdy.send_reset(stream))
+
+    def still_here(self) -> bytes:
+        """A pong."""
+        return self._socket.pong()
 
     def send_goodbye(self) -> bytes:
         """Both protocols say it."""

@@ -138,6 +138,7 @@ class WebSocketClient:
     messages: list[bytes] = field(default_factory=list)
     in_base64: bool = False
     response: str = ""
+    pongs: int = 0
 
     @classmethod
     async def open(cls, url: str, *protocols: str) -> WebSocketClient:
@@ -192,6 +193,8 @@ class WebSocketClient:
         for frame in self.core.events_received():
             if isinstance(frame, Frame) and frame.opcode in {Opcode.TEXT, Opcode.BINARY}:
                 self.messages.append(bytes(frame.data))
+            elif isinstance(frame, Frame) and frame.opcode is Opcode.PONG:
+                self.pongs += 1
         self.flush()
         return True
 

@@ -444,6 +444,27 @@ async def test_a_session_that_does_not_read_stops_the_client_and_notices_its_end
     await in_time(left.wait())
 
 
+async def test_a_websocket_that_is_not_read_gets_signs_of_life(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "REASSURE_SECONDS", 0.01)
+    content = bytes(2 * channels.MAX_HELD)
+    enough = asyncio.Event()
+
+    async def session(streams: ClientStreams) -> int:
+        await enough.wait()
+        assert streams.stdin is not None
+        return int(sum([len(piece) async for piece in pieces(streams.stdin)]) == len(content))
+
+    client = await WebSocketClient.open(server.exec_url(ALL, session), "v5.channel.k8s.io")
+    sending = asyncio.create_task(client.send(CHANNELS["stdin"], content))
+    while client.pongs < 3:
+        await client.read_some()
+    enough.set()
+    await sending
+    client.message(b"\xff\x00")
+    await in_time(client.until_closed())
+    told(client.received(CHANNELS["error"]), 5, 1)
+
+
 async def test_what_a_client_has_sent_before_it_left_can_be_read(server: Server) -> None:
     got = asyncio.get_running_loop().create_future()
 

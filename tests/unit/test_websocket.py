@@ -231,6 +231,15 @@ def test_a_tunnel_fails_with_what_is_in_it() -> None:
     assert client.core.close_rcvd is not None
 
 
+@pytest.mark.parametrize("make", [channels(), tunnel], ids=["channels", "tunnel"])
+def test_signs_of_life(make: Callable[[], Mux]) -> None:
+    client, end = Client(), make()
+    client.receive(end.still_here())
+    assert client.pongs == [b""]
+    client.receive(end.send_goodbye())
+    assert end.still_here() == b""
+
+
 def test_goodbye_in_a_tunnel() -> None:
     client, end = Client(), tunnel()
     client.receive(end.send_goodbye())
