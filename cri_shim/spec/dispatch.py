@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cri_shim.model.entry import EntryKind
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import Kind
 
 ANNOTATION_PREFIX = "cri-shim.io/"
 HANDLER_ANNOTATION = "cri-shim.io/handler."
 ISOLATION_ANNOTATION = "cri-shim.io/isolation"
-_ISOLATIONS = ("in-process", "process")
+LISTEN_ANNOTATION = "cri-shim.io/listen"
+STOP_ANNOTATION = "cri-shim.io/stop"
+_VALUES = {"isolation": ("in-process", "process"), "stop": ("graceful",)}
+"""Of the annotations with a few values only."""
 WASM_VARIANT = "module.wasm.image/variant"
 OCI_HANDLER = "run.oci.handler"
 
@@ -115,11 +118,8 @@ def check_annotations(pod: HandlerRules, subject: Subject) -> None:
             if name == "shm-size" and source is subject.container_annotations:
                 msg = f"annotation {key} is for pods: the containers of a pod share its /dev/shm"
                 raise InvalidArgument(msg)
-            if name not in {"isolation", "shm-size"}:
-                msg = f"annotation {key}: {value} is not supported by this version"
-                raise Unimplemented(msg)
-            if name == "isolation" and value not in _ISOLATIONS:
-                msg = f"annotation {key}: {value!r} is not one of {', '.join(_ISOLATIONS)}"
+            if value not in _VALUES.get(name, (value,)):
+                msg = f"annotation {key}: {value!r} is not one of {', '.join(_VALUES[name])}"
                 raise InvalidArgument(msg)
 
 

@@ -6,14 +6,16 @@ Not shared between machines: compiled code is trusted, so only this daemon's use
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from cri_shim.adapters.zygote import TaskError, Zygote
+from cri_shim.kernel import fs
 from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from cri_shim.model.ids import digest_hex
+from cri_shim.model.ids import Digest, digest_hex
 from handlers.wasmtime.guest_spec import Entry
 
 _TASK: Final = "handlers.wasmtime.compile:compile_module"
@@ -42,6 +44,23 @@ class ModuleCache:
     def path(self, entry: Entry) -> Path:
         """Where the compiled module is or will be. The first call loads the engine."""
         return self._directory / self._key / f"{digest_hex(entry.digest)}.cwasm"
+
+    def forwarding(self) -> tuple[Entry, Entry]:
+        """The two modules of `handlers.wasmtime.forward`, front and back, ready to be compiled. Blocks."""
+        import wasmtime  # noqa: PLC0415  the engine is loaded here if it has not been
+
+        from handlers.wasmtime.forward import back_text, front_text  # noqa: PLC0415  they are wanted here only
+
+        front, back = (bytes(wasmtime.wat2wasm(text)) for text in (front_text(), back_text()))
+        return self._own_module(front), self._own_module(back)
+
+    def _own_module(self, code: bytes) -> Entry:
+        digest = hashlib.sha256(code).hexdigest()
+        path = self._directory / f"{digest}.wasm"
+        if not path.exists():
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            fs.atomic_write(path, code, 0o600)
+        return Entry(str(path), Digest(f"sha256:{digest}"), "")
 
     async def compile(self, entry: Entry) -> None:
         """Make the file. Everybody who asks meanwhile shares the one run, which goes on when all of them have left.

@@ -12,11 +12,12 @@ from typing import Final
 
 import wasmtime
 
-from cri_shim.model.errors import CriShimError, FailedPrecondition
+from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.ending import Ending
 from handlers.wasmtime.guest import Guest, Linked, one_line
-from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
+from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
 
 _INITIALIZE: Final = "_initialize"
 _PAGE: Final = 64 * 1024
@@ -36,21 +37,21 @@ def link_module(guest: Guest, resources: ExitStack) -> Linked:
     linker = wasmtime.Linker(guest.engine)
     linker.allow_shadowing = True
     linker.define_wasi()
-    watch_epoch = resources.enter_context(hooked(guest, linker))
-    try:
-        instance = linker.instantiate_pre(module)
-    except wasmtime.WasmtimeError as error:
-        raise _unlinkable(error) from None
-    is_library = _is_library(module, guest.spec.entry.function)
+    hooks = resources.enter_context(hooked(guest, linker))
     store = wasmtime.Store(guest.engine)
-    _set_limits(store, guest.spec.memory_limit)
-    watch_epoch(store)
-    run = _Run(guest, store, instance, is_library)
+    _set_limits(store, guest.spec)
+    hooks.watch_epoch(store)
+    try:
+        instance = linker.instantiate_pre(module)  # here too where it is linked anew: it says what is missing
+    except wasmtime.WasmtimeError as error:
+        msg = f"the module cannot be linked: {one_line(error)}"
+        raise FailedPrecondition(msg) from None
+    is_library = _is_library(module, guest.spec.entry.function)
+    instantiate: Instantiate = instance.instantiate
+    if guest.spec.listen is not None:
+        instantiate = link_sockets(guest, guest.spec.listen, Parts(module, linker, hooks, store), resources)
+    run = _Run(guest, store, instantiate, is_library)
     return Linked(store, guest.give_files(store, resources), run.execute)
-
-
-def _unlinkable(error: wasmtime.WasmtimeError) -> CriShimError:
-    return FailedPrecondition(f"the module cannot be linked: {one_line(error)}")
 
 
 def _is_library(module: wasmtime.Module, wanted: str) -> bool:
@@ -66,12 +67,13 @@ def _is_library(module: wasmtime.Module, wanted: str) -> bool:
     return wanted != DEFAULT_FUNCTION and isinstance(functions.get(_INITIALIZE), wasmtime.FuncType)
 
 
-def _set_limits(store: wasmtime.Store, limit: int) -> None:
+def _set_limits(store: wasmtime.Store, spec: GuestSpec) -> None:
+    limit, ours = spec.memory_limit, 2 if spec.listen is not None else 0
     store.set_limits(
         memory_size=limit or -1,
         table_elements=max(_FEW_ELEMENTS, limit // 128) if limit else _TABLE_ELEMENTS,
-        instances=1,
-        tables=_TABLES,
+        instances=1 + ours,
+        tables=_TABLES + ours,
         memories=1,
     )
 
@@ -82,7 +84,7 @@ class _Run:
 
     guest: Guest
     store: wasmtime.Store
-    instance: wasmtime.InstancePre
+    instantiate: Instantiate
     is_library: bool
 
     def execute(self) -> Ending:
@@ -90,7 +92,7 @@ class _Run:
         if guest.is_stopping:
             return Ending(signal=guest.signal)
         try:
-            exports = self.instance.instantiate(store).exports(store)
+            exports = self.instantiate(store).exports(store)
             memory = exports.get("memory")
             guest.meter.attach(store, memory)
             if self.is_library:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal as signals
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -31,6 +32,7 @@ from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
 from handlers.wasmtime.output import Output
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
+from handlers.wasmtime.socket_calls import Calls
 from handlers.wasmtime.wasi import wasi_config
 
 _STACK: Final = 2 << 20
@@ -109,6 +111,7 @@ class Guest:
         self.output: Output | None = None
         self.has_input = bool(spec.stdin)
         self._keeper = -1
+        self.socket_calls: Calls | None = None
         self.meter = Meter()
         self.clock_base = 0
 
@@ -125,14 +128,25 @@ class Guest:
             finally:
                 threading.stack_size(before)
 
-    def stop(self, signal: int) -> None:
-        """End the guest, whatever it does. The first signal counts. Ended already is success."""
+    def stop(self, signal: int) -> bool:
+        """End the guest, whatever it does; whether that is at once. The first signal counts. Ended already is success.
+
+        A graceful guest is only told, by the end of its input and of what it listens on; SIGKILL ends it as any other.
+        """
+        if self.spec.graceful and signal != signals.SIGKILL and (self.socket_calls is not None or self.has_input):
+            self.end_input()
+            if self.socket_calls is not None:
+                self.socket_calls.sockets.close_listeners()
+            return False
         if self.signal is None:
             self.signal = signal
         self._stopping.set()
         self.end_input()  # it may be waiting for some
+        if self.socket_calls is not None:
+            self.socket_calls.sockets.stop()
         # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other.
         self.engine.increment_epoch()
+        return True
 
     def adjust(self, spec: GuestSpec) -> None:
         """Change what the thread may take to what `spec` says. OSError when the kernel refuses; ended is success."""
@@ -179,11 +193,18 @@ class Guest:
         """`HookedGuest`."""
         if seconds <= 0 or self._stopping.is_set():
             return self._stopping.is_set()
-        if self._allowance is None:
+        with self.resting():
             return self._stopping.wait(seconds)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """The guest waits in the block, and uses no CPU time."""
+        if self._allowance is None:
+            yield
+            return
         self._throttle.rests(self)
         try:
-            return self._stopping.wait(seconds)
+            yield
         finally:
             self._throttle.computes(self)
 

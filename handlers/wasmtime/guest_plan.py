@@ -11,9 +11,11 @@ import msgspec
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
-from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Preopen, WorkerSpec
+from handlers.wasmtime import wishes
+from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Listen, Preopen, WorkerSpec
 from handlers.wasmtime.quota import CpuLimit
 
+_LISTEN_FDS: Final = "LISTEN_FDS"
 _GENTLEST, _KEENEST = 19, 5
 """Nice values of guests: never the weight of the daemon's own threads, which are at 0."""
 _SHARES: Final = 1024
@@ -38,6 +40,7 @@ def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Pr
         log_path=str(plan.log_path) if plan.log_path is not None else "",
         stdin=str(plan.bundle / STDIN) if plan.config.stdin else "",
         stdin_once=plan.config.stdin_once,
+        graceful=wishes.graceful(plan),
     )
     return with_limits(spec, plan.config.linux.resources)
 
@@ -54,8 +57,15 @@ def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> Guest
 
 
 def as_worker(spec: GuestSpec, worker: WorkerSpec) -> GuestSpec:
-    """The same guest in a worker, where a cgroup has the limits."""
-    return msgspec.structs.replace(spec, worker=worker, memory_limit=0, cpu=None, nice=0, cpus=())
+    """The same guest in a worker, where a cgroup has the limits and the process is in the pod's network."""
+    listen = msgspec.structs.replace(spec.listen, netns="") if spec.listen is not None else None
+    return msgspec.structs.replace(spec, worker=worker, listen=listen, memory_limit=0, cpu=None, nice=0, cpus=())
+
+
+def with_listeners(spec: GuestSpec, listen: Listen) -> GuestSpec:
+    """The same guest with sockets to listen on; their number is in LISTEN_FDS (sd_listen_fds(3))."""
+    others = tuple(variable for variable in spec.env if variable[0] != _LISTEN_FDS)
+    return msgspec.structs.replace(spec, listen=listen, env=(*others, (_LISTEN_FDS, str(len(listen.ports)))))
 
 
 def _environment(plan: ContainerPlan) -> tuple[tuple[str, str], ...]:

@@ -37,6 +37,19 @@ class Entry(msgspec.Struct, frozen=True):
     """A component (WASI 0.2), not a core module."""
 
 
+class Listen(msgspec.Struct, frozen=True, kw_only=True):
+    """What a guest listens on: descriptors 3, 4, … in this order. `netns`: a path; empty = the host's, or the worker's.
+
+    `front` and `back` are the compiled forms of `handlers.wasmtime.forward`, `nothing` is an empty directory.
+    """
+
+    ports: tuple[int, ...]
+    netns: str
+    front: str
+    back: str
+    nothing: str
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a module in a process of its own has besides. `why` it has one; `limits` are `linux.resources` (OCI)."""
 
@@ -71,6 +84,9 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Empty = all."""
     log_path: str
     """Empty = output is discarded."""
+    listen: Listen | None = None
+    graceful: bool = False
+    """Stopping closes what it listens on, and leaves the rest to the guest, until it is killed."""
     worker: WorkerSpec | None = None
     """None = a thread of the daemon. In a worker the limits above are not set: its cgroup has them."""
     stdin: str = ""

@@ -36,12 +36,12 @@ from cri_shim.model.handler import (
 )
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.pb import api_pb2 as pb
-from handlers.wasmtime import preopens
+from handlers.wasmtime import preopens, wishes
 from handlers.wasmtime.attachment import attach
 from handlers.wasmtime.cache import ModuleCache
 from handlers.wasmtime.ending import ends_guest
-from handlers.wasmtime.guest_plan import as_worker, guest_spec, with_limits
-from handlers.wasmtime.guest_spec import STDIN, GuestSpec
+from handlers.wasmtime.guest_plan import as_worker, guest_spec, with_limits, with_listeners
+from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Listen
 from handlers.wasmtime.in_process import Guests
 from handlers.wasmtime.limits import worker_limits, worker_spec
 from handlers.wasmtime.module_file import find_module
@@ -106,18 +106,20 @@ class WasmtimeHandler:
         """Find the module, decide where it runs, open the way to its files, have it compiled if nobody has."""
         refuse(plan)
         try:
-            container, is_compiled = await asyncio.to_thread(self._prepare, plan)
-            await self._add(plan.id, container, is_compiled)
+            container, missing = await asyncio.to_thread(self._prepare, plan)
+            await self._add(plan.id, container, missing)
         except BaseException:
             await asyncio.to_thread(_remove, plan.bundle)
             raise
 
-    def _prepare(self, plan: ContainerPlan) -> tuple[_Container, bool]:
+    def _prepare(self, plan: ContainerPlan) -> tuple[_Container, list[Entry]]:
         """The part of `create` that touches files; `_remove` undoes it."""
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
         placement = place(plan, self._options.isolation, opened, self._daemon_uid, component=entry.component)
         spec = guest_spec(plan, entry, argv0, opened)
+        if ports := wishes.ports(plan, component=entry.component):
+            spec = with_listeners(spec, self._listen(plan, ports))
         if placement.isolation is Isolation.PROCESS:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
         else:
@@ -127,17 +129,25 @@ class WasmtimeHandler:
             os.mkfifo(spec.stdin, 0o600)
         return self._look_up(spec, plan.stop_signal)
 
-    def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, bool]:
-        """The container, and whether its module has been compiled."""
+    def _listen(self, plan: ContainerPlan, ports: tuple[int, ...]) -> Listen:
+        nothing = plan.bundle / _WORK / "nothing"
+        nothing.mkdir(parents=True)
+        front, back = (str(self._cache.path(entry)) for entry in self._cache.forwarding())
+        netns = str(plan.pod.net) if plan.pod.net is not None else ""
+        return Listen(ports=ports, netns=netns, front=front, back=back, nothing=str(nothing))
+
+    def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, list[Entry]]:
+        """The container, and what has to be compiled for it."""
         if spec.worker is None:
             import handlers.wasmtime.core_module  # noqa: F401, PLC0415  loads the engine here, so that no start has to
 
-        compiled = self._cache.path(spec.entry)
-        return _Container(spec, compiled, stop_signal), compiled.exists()
+        needed = [spec.entry, *(self._cache.forwarding() if spec.listen is not None else ())]
+        missing = [entry for entry in needed if not self._cache.path(entry).exists()]
+        return _Container(spec, self._cache.path(spec.entry), stop_signal), missing
 
-    async def _add(self, container_id: ContainerId, container: _Container, is_compiled: bool) -> None:
-        if not is_compiled:
-            await self._cache.compile(container.spec.entry)
+    async def _add(self, container_id: ContainerId, container: _Container, missing: list[Entry]) -> None:
+        for entry in missing:
+            await self._cache.compile(entry)
         if container.spec.worker is not None:
             await self._workers.prepare()
         self._containers[container_id] = container
@@ -248,7 +258,7 @@ class WasmtimeHandler:
             return _lost("the daemon restarted; the Wasm container ran inside it")
         if spec is None:
             return _lost("what was prepared for the Wasm container is gone; the node has restarted")
-        container, is_compiled = await asyncio.to_thread(self._look_up, spec, record.stop_signal)
+        container, missing = await asyncio.to_thread(self._look_up, spec, record.stop_signal)
         if running:
             self._containers[record.id] = container
             found = await self._workers.adopt(record.id, spec, self._teller(record.id, container))
@@ -257,7 +267,7 @@ class WasmtimeHandler:
                 return found
             container.run = found
             return None
-        await self._add(record.id, container, is_compiled)
+        await self._add(record.id, container, missing)
         return None
 
     def info(self, container_id: ContainerId) -> Mapping[str, object]:
@@ -276,6 +286,7 @@ class WasmtimeHandler:
             "memoryLimit": spec.memory_limit,
             "cpuLimit": msgspec.to_builtins(spec.cpu),
             "nice": spec.nice,
+            "listen": list(spec.listen.ports) if spec.listen is not None else [],
             **(container.run.info() if container.run is not None else {}),
         }
 

@@ -14,14 +14,18 @@ from __future__ import annotations
 import ctypes
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import wasmtime
 from wasmtime import _ffi as ffi
 
 from handlers.wasmtime import poll
+from handlers.wasmtime.errnos import Errno
+from handlers.wasmtime.socket_calls import PARAMETERS, Calls, function
+from handlers.wasmtime.sockets import Stopped
 
 _MODULE: Final = b"wasi_snapshot_preview1"
 _MEMORY: Final = b"memory"
@@ -36,6 +40,8 @@ class HookedGuest(Protocol):
     """Whether standard input may have something; else it is at its end from the start."""
     clock_base: int
     """`time.monotonic_ns()` at the zero of the guest's monotonic clock."""
+    socket_calls: Calls | None
+    """None = the guest has no sockets."""
 
     def leave(self, code: int) -> None:
         """The guest calls `proc_exit`."""
@@ -75,28 +81,37 @@ def _poll_oneoff(guest: HookedGuest, caller: Any, values: Any) -> None:
 def _poll(guest: HookedGuest, memory: _Memory, pointers: tuple[int, int, int, int]) -> int:
     subscriptions, events, count, stored = pointers
     if not 0 < count <= poll.MAX_SUBSCRIPTIONS:
-        return poll.Errno.INVAL
+        return Errno.INVAL
     asked = memory.read(subscriptions, count * poll.SUBSCRIPTION_SIZE)
     if asked is None:
-        return poll.Errno.FAULT
-    call = poll.parse_poll(asked, _now(guest), has_input=guest.has_input)
-    if isinstance(call, poll.Errno):
+        return Errno.FAULT
+    calls = guest.socket_calls
+    is_socket = calls.owns if calls is not None else _is_none
+    call = poll.parse_poll(asked, _now(guest), has_input=guest.has_input, is_socket=is_socket)
+    if isinstance(call, Errno):
         return call
     happened = _wait(guest, call)
     size = (len(happened) // poll.EVENT_SIZE).to_bytes(4, "little")
     done = memory.write(events, happened) and memory.write(stored, size)
-    return poll.Errno.SUCCESS if done else poll.Errno.FAULT
+    return Errno.SUCCESS if done else Errno.FAULT
+
+
+def _is_none(_fd: int) -> bool:
+    return False
 
 
 def _wait(guest: HookedGuest, call: poll.Poll) -> bytes:
+    watched, ready, seconds = call.watched, dict[int, int](), 0.0
     while True:
-        now = _now(guest)
-        happened = call.events(now)
-        seconds = 0.0 if happened else min(call.wait(now) / 1e9, _LONGEST_WAIT)
-        if guest.sleep(seconds):
+        if watched and guest.socket_calls is not None:
+            ready = guest.socket_calls.sockets.wait(watched, seconds)
+        elif guest.sleep(seconds):
             raise _Trapped
+        now = _now(guest)
+        happened = call.events(now, ready)
         if happened:
             return happened
+        seconds = min(call.wait(now) / 1e9, _LONGEST_WAIT)
 
 
 def _now(guest: HookedGuest) -> poll.Now:
@@ -122,6 +137,12 @@ class _Memory:
         """A copy; None when it is not all inside the memory."""
         return ctypes.string_at(self._address + at, size) if at + size <= self._size else None
 
+    def view(self, at: int, size: int) -> memoryview | None:
+        """The bytes themselves; None when they are not all inside. Good until the guest goes on."""
+        if at + size > self._size:
+            return None
+        return memoryview((ctypes.c_char * size).from_address(self._address + at)).cast("B")
+
     def write(self, at: int, data: bytes) -> bool:
         """Whether it fitted."""
         if at + len(data) > self._size:
@@ -137,7 +158,7 @@ def _callback(hook: Any) -> Any:
         guest = _guests[number]
         try:
             hook(guest, caller, values)
-        except _Trapped:
+        except (_Trapped, Stopped):
             return _trap()
         except Exception as error:  # noqa: BLE001  C cannot take it; the guest ends and says so
             guest.fail(error)
@@ -182,31 +203,58 @@ _HOOKS: Final = (
 )
 
 
-@contextmanager
-def hooked(guest: HookedGuest, linker: wasmtime.Linker) -> Iterator[Callable[[wasmtime.Store], None]]:
-    """Shadow the engine's functions in `linker` by ours; they work inside the block.
+def _socket_hook(name: str, count: int) -> Any:
+    def hook(guest: HookedGuest, caller: Any, values: Any) -> None:
+        if guest.socket_calls is None:
+            raise _Trapped
+        arguments = [values[index].i32 & 0xFFFFFFFF for index in range(count)]
+        values[0].i32 = function(guest.socket_calls, name)(_Memory(caller), *arguments)
 
-    What it yields makes a store ask the guest at each epoch whether to go on, from the next one.
-    """
+    return _callback(hook)
+
+
+_SOCKET_HOOKS: Final = tuple((name.encode(), count, 1, _socket_hook(name, count)) for name, count in PARAMETERS.items())
+
+
+@contextmanager
+def hooked(guest: HookedGuest, linker: wasmtime.Linker) -> Iterator[Hooked]:
+    """Shadow the engine's functions in `linker` by ours; they work inside the block."""
     number = next(_numbers)
     _guests[number] = guest
     try:
-        for name, parameters, results, callback in _HOOKS:
-            # Of this engine: a type that another engine has seen aborts the process.
-            signature = wasmtime.FuncType(_i32s(parameters), _i32s(results))
-            error: Any = ffi.wasmtime_linker_define_func_unchecked(
-                linker.ptr(), _MODULE, len(_MODULE), name, len(name), signature.ptr(), callback, number, _NO_FINALIZER
-            )
-            if error:
-                raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do
-        yield lambda store: _watch_epoch(store, number)
+        _define(linker, _MODULE, _HOOKS, number)
+        yield Hooked(number)
     finally:
         del _guests[number]
 
 
-def _watch_epoch(store: wasmtime.Store, number: int) -> None:
-    ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), _EPOCH_CALLBACK, number, _NO_FINALIZER)
-    store.set_epoch_deadline(1)
+@dataclass(frozen=True, slots=True)
+class Hooked:
+    """A guest with its hooks in place."""
+
+    _number: int
+
+    def watch_epoch(self, store: wasmtime.Store) -> None:
+        """Have the store ask the guest at each epoch whether to go on, from the next one."""
+        ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), _EPOCH_CALLBACK, self._number, _NO_FINALIZER)
+        store.set_epoch_deadline(1)
+
+    def define_sockets(self, linker: wasmtime.Linker, module: str) -> None:
+        """Define the functions on sockets, all of `PARAMETERS`, as imports from `module`."""
+        _define(linker, module.encode(), _SOCKET_HOOKS, self._number)
+
+
+def _define(
+    linker: wasmtime.Linker, module: bytes, hooks: tuple[tuple[bytes, int, int, Any], ...], number: int
+) -> None:
+    for name, parameters, results, callback in hooks:
+        # Of this engine: a type that another engine has seen aborts the process.
+        signature = wasmtime.FuncType(_i32s(parameters), _i32s(results))
+        error: Any = ffi.wasmtime_linker_define_func_unchecked(
+            linker.ptr(), module, len(module), name, len(name), signature.ptr(), callback, number, _NO_FINALIZER
+        )
+        if error:
+            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do
 
 
 def _i32s(count: int) -> list[wasmtime.ValType]:

@@ -22,6 +22,9 @@ def wasi_config(spec: GuestSpec, output: Output) -> wasmtime.WasiConfig:
         settings["stdin_file"] = spec.stdin
     for name, value in settings.items():
         setattr(config, name, value)
+    for number in range(len(spec.listen.ports) if spec.listen is not None else 0):
+        # Takes a descriptor, which the guest has for a socket: see `handlers.wasmtime.forward`.
+        config.preopen_dir(spec.listen.nothing if spec.listen is not None else "", f"listener {number}", False)
     for preopen in spec.preopens:
         try:
             config.preopen_dir(preopen.host, preopen.guest, not preopen.readonly)

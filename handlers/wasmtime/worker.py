@@ -149,7 +149,8 @@ class _Worker:
         return True
 
     def _stop(self, guest: Guest, signal: int) -> None:
-        guest.stop(signal)
+        if not guest.stop(signal):
+            return
         forced = Exit(code=128 + signal, at=0, reason=Reason.ERROR)
         timer = threading.Timer(_STOP_SECONDS, lambda: self._leave(msgspec.structs.replace(forced, at=time.time_ns())))
         timer.daemon = True

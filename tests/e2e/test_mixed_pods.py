@@ -160,7 +160,7 @@ def test_annotations_of_other_runtimes(shared_lab: Lab, registry: images.Registr
 
 def test_own_annotations_stay_within_what_the_handler_allows(shared_lab: Lab) -> None:
     lab = shared_lab
-    denied, unimplemented = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED
+    denied = grpc.StatusCode.INVALID_ARGUMENT
     for handler, annotation, code, words in (
         ("runc", {"cri-shim.io/handler.main": "crun"}, denied, "crun is not allowed by handler 'runc'"),
         ("crun", {"cri-shim.io/handler.main": "wasm"}, denied, "wasm is not allowed by handler 'crun'"),
@@ -168,8 +168,7 @@ def test_own_annotations_stay_within_what_the_handler_allows(shared_lab: Lab) ->
         ("wasm", {"cri-shim.io/handler.main": "wasm"}, denied, "the container is no Wasm"),
         ("crun", {"cri-shim.io/isolation": "in-process"}, denied, "not allowed by handler 'crun'"),
         ("crun", {"cri-shim.io/isolation": "vm"}, denied, "not allowed by handler 'crun'"),
-        ("wasm", {"cri-shim.io/listen": "8080"}, unimplemented, "not supported by this version"),
-        ("wasm", {"cri-shim.io/stop": "graceful"}, unimplemented, "not supported by this version"),
+        ("wasm", {"cri-shim.io/stop": "later"}, denied, "'later' is not one of graceful"),
         ("crun", {"cri-shim.io/other": "x"}, denied, "unknown annotation"),
     ):
         of_pod = annotated(lab, handler, annotation)

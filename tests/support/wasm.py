@@ -18,11 +18,13 @@ _IMPORTS: Final = {
     "environ_get": "(param i32 i32) (result i32)",
     "environ_sizes_get": "(param i32 i32) (result i32)",
     "fd_close": "(param i32) (result i32)",
+    "fd_fdstat_set_flags": "(param i32 i32) (result i32)",
     "fd_read": "(param i32 i32 i32 i32) (result i32)",
     "fd_write": "(param i32 i32 i32 i32) (result i32)",
     "path_open": "(param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)",
     "poll_oneoff": "(param i32 i32 i32 i32) (result i32)",
     "proc_exit": "(param i32)",
+    "sock_accept": "(param i32 i32 i32) (result i32)",
 }
 
 # write(fd, address, length): one fd_write; the vector is at 0, the count at 8.
@@ -371,6 +373,23 @@ def component(run: str) -> str:
       (func $run (result (result)) (canon lift (core func $main "run")))
       (instance $exported (export "run" (func $run)))
       (export "wasi:cli/run@0.2.0" (instance $exported)))"""
+
+
+GREETER: Final = _guest(
+    "sock_accept fd_fdstat_set_flags fd_close fd_write",
+    """(data (i32.const 1024) "listening\\n") (data (i32.const 1100) "hello from wasm\\n")
+    (func (export "_start") (local $errno i32)
+      (drop (call $fd_fdstat_set_flags (i32.const 3) (i32.const 0)))
+      (call $write (i32.const 1) (i32.const 1024) (i32.const 10))
+      (loop $next
+        (local.set $errno (call $sock_accept (i32.const 3) (i32.const 0) (i32.const 16)))
+        (if (i32.eqz (local.get $errno)) (then
+          (call $write (i32.load (i32.const 16)) (i32.const 1100) (i32.const 16))
+          (drop (call $fd_close (i32.load (i32.const 16))))
+          (br $next)))))""",
+    parts=_WRITE,
+)
+"""Waits for connections on its first listener and writes a line to each, until it is closed."""
 
 
 def exits(code: int) -> str:

@@ -11,6 +11,7 @@ from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import InvalidArgument
 from handlers.wasmtime import poll
 from handlers.wasmtime.ending import Ending, ends_guest, exit_from
+from handlers.wasmtime.errnos import Errno
 from handlers.wasmtime.guest_plan import nice_from_shares, parse_cpus
 from handlers.wasmtime.module_file import split_entry
 
@@ -135,4 +136,4 @@ def test_clocks_of_cpu_time_are_told_as_unsupported() -> None:
 
 @pytest.mark.parametrize("subscriptions", [b"", struct.pack("<QB39x", 1, 9)])
 def test_what_is_no_subscription(subscriptions: bytes) -> None:
-    assert poll.parse_poll(subscriptions, NOW) is poll.Errno.INVAL
+    assert poll.parse_poll(subscriptions, NOW) is Errno.INVAL
