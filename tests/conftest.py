@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import images, leftovers
@@ -22,6 +23,17 @@ from tests.support.cri import Cri
 from tests.support.daemon import Daemon
 
 PRIVATE_NAMESPACE = "CRI_SHIM_PRIVATE_NS"
+
+# The same examples in every run, so that a change is what makes a test fail; a full run looks for new ones. How long an
+# example takes is the machine's affair.
+hypothesis.settings.register_profile(
+    "steady",
+    derandomize="CRI_SHIM_FULL" not in os.environ,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("steady")
 VIRTUAL_MACHINE = "CRI_SHIM_TEST_VM"
 CGROUP_DRIVER = "CRI_SHIM_TEST_CGROUP_DRIVER"
 """For daemons that no test gives another; cgroupfs, which works everywhere, is the default."""

@@ -112,7 +112,10 @@ def test_limits_of_processes(lab: Lab, runtime: str) -> None:
     container = lab.cri.run(lab.pod(f"{runtime}-tuned"), config)
     expected = ["Max core file size 0 0 bytes ", "Max open files 100 200 files "]
     assert whole_lines(lab.cri.wait_log(container, "end")) == [*expected, "end"]
-    assert lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines() == expected
+    # runc before 1.2 may leave an exec'ed process the hard limit for both: its own start races with setting them.
+    raised = [expected[0], "Max open files 200 200 files "]
+    executed = lab.cri.exec(container, ["sh", "-c", script]).stdout.decode().splitlines()
+    assert executed in ([expected, raised] if runtime == "runc" else [expected])
     own = [" ".join(line.split()) for line in Path(f"/proc/{lab.daemon.pid}/limits").read_text().splitlines()]
     inherited = lab.say(lab.pod(runtime), "grep '^Max open' /proc/self/limits | tr -s ' '")
     assert [line.strip() for line in inherited] == [line for line in own if line.startswith("Max open")]

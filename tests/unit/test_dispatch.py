@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cri_shim.model.entry import EntryKind, entry_kind
-from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import Kind
 from cri_shim.spec.dispatch import HandlerRules, Subject, WasmMode, decide, pod_handler
 
@@ -78,7 +78,12 @@ def test_decision(pod: str, subject: Subject, handler: str | None, wasm: bool) -
         ("runc", replace(LINUX, pod_annotations={"cri-shim.io/isolation": "in-process"}), InvalidArgument, "allowed"),
         ("runc", replace(LINUX, container_annotations={"cri-shim.io/shm-size": "1Gi"}), InvalidArgument, "for pods"),
         ("free", replace(LINUX, pod_annotations={"cri-shim.io/shm-size": "1Gi"}), InvalidArgument, "allowed"),
-        ("wasm", replace(FILE, pod_annotations={"cri-shim.io/listen": "80"}), Unimplemented, "cri-shim.io/listen"),
+        (
+            "wasm",
+            replace(FILE, pod_annotations={"cri-shim.io/stop": "later"}),
+            InvalidArgument,
+            "is not one of graceful",
+        ),
     ],
 )
 def test_refusal(pod: str, subject: Subject, error: type[CriShimError], words: str) -> None:
