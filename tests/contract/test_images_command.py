@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ import pytest_asyncio
 from cri_shim import cli
 from cri_shim.cli.tables import size
 from cri_shim.compose import Flows
+from cri_shim.pb import admin_pb2
 from cri_shim.pb import api_pb2 as pb
 from tests.support import archives, images
 from tests.support.command import Command, served
@@ -235,3 +237,24 @@ async def test_each_of_several_pulls_is_told_apart(bench: Bench, registry: Loopb
     assert "cri-shim: RegistryUnavailable: registry 127.0.0.1:1" in said.err
     refused = await bench.run("images", "pull", "--handler", "no-such", "app")
     assert "'no-such'" in refused.err
+
+
+async def test_who_leaves_a_pull_ends_it(bench: Bench, registry: LoopbackRegistry) -> None:
+    tag = registry.add("demo/app:1", ONE)
+    release = registry.hold_blobs()
+    request = admin_pb2.PullImageRequest(image=tag)
+    answers = cast("AsyncGenerator[admin_pb2.PullImageResponse]", bench.flows.admin["PullImage"](request))
+    waiting = asyncio.create_task(_first(answers))
+    async with asyncio.timeout(30):
+        while not any(ONE.config.digest in asked for asked in registry.requests):
+            await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    await answers.aclose()
+    release.set()
+    assert await bench.listed() == {}
+    assert (await bench.run("images", "pull", tag)).out == f"{ONE.id}\n"
+
+
+async def _first(answers: AsyncGenerator[admin_pb2.PullImageResponse]) -> admin_pb2.PullImageResponse:
+    return await anext(answers)

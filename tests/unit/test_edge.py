@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
@@ -147,11 +148,18 @@ async def test_long_texts_arrive(tmp_path: Path, character: str) -> None:
     await server.stop(0)
 
 
+_closed = threading.Event()
+"""Set when a stream that is followed ends."""
+
+
 async def _read_log(request: admin_pb2.ReadLogRequest) -> AsyncGenerator[admin_pb2.LogChunk]:
     yield admin_pb2.LogChunk(data=b"first")
     if not request.follow:
         raise NotFound("no more", hint="look again")
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        _closed.set()
 
 
 @pytest.fixture
@@ -190,3 +198,12 @@ async def test_streams_do_not_hold_up_the_stop(streaming: tuple[Server, ReadLog]
     with pytest.raises(grpc.aio.AioRpcError, match="the daemon is stopping") as caught:
         await anext(chunks)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_client_that_leaves_ends_its_stream(streaming: tuple[Server, ReadLog]) -> None:
+    _, read_log = streaming
+    _closed.clear()
+    call = read_log(admin_pb2.ReadLogRequest(follow=True))
+    assert (await anext(aiter(call))).data == b"first"
+    call.cancel()
+    assert await asyncio.to_thread(_closed.wait, 30)
