@@ -41,7 +41,10 @@ def look(file: Path | None, listen: Path | None) -> NodeReport:
         shared_root=any(tag.startswith("shared") for tag in mounts.propagation_of(Path("/"))),
         cgroup_version=host.version.value,
         controllers=frozenset(host.controllers),
-        forwarding=Path("/proc/sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1",
+        seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        apparmor=Path("/sys/kernel/security/apparmor/profiles").exists(),
+        user_namespaces=_number(Path("/proc/sys/user/max_user_namespaces")) > 0,
+        forwarding=_number(Path("/proc/sys/net/ipv4/ip_forward")) > 0,
         free_bytes=_free(Path(config.root)),
         root_directory=config.root,
         handlers=handlers,
@@ -72,6 +75,14 @@ def _free(directory: Path) -> int:
     while not directory.exists():
         directory = directory.parent
     return shutil.disk_usage(directory).free
+
+
+def _number(path: Path) -> int:
+    """0 where the kernel does not have it."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _wasmtime() -> str:

@@ -54,6 +54,9 @@ class NodeReport:
     """`/` is a shared mount."""
     cgroup_version: str
     controllers: frozenset[str]
+    seccomp: bool
+    apparmor: bool
+    user_namespaces: bool
     forwarding: bool
     """net.ipv4.ip_forward."""
     free_bytes: int
@@ -92,6 +95,7 @@ def _host(report: NodeReport) -> Iterator[Finding]:
         yield Finding(Level.LACKS, "root: Wasm artifacts on the node's network only", "run the daemon as root")
     if not report.overlay:
         yield Finding(Level.LACKS, "overlayfs: no images with layers", "modprobe overlay, and name it in /etc/modules")
+    yield from _confinement(report)
     missing = [name for name in _CONTROLLERS if name not in report.controllers]
     if missing:
         hint = "enable them: on the kernel's command line, or in cgroup.subtree_control"
@@ -105,6 +109,18 @@ def _host(report: NodeReport) -> Iterator[Finding]:
     if report.free_bytes < _LITTLE_SPACE:
         text = f"room: {report.free_bytes >> 20} MiB are free at {report.root_directory}"
         yield Finding(Level.NOTE, text, "remove images: cri-shim images prune; or set root")
+
+
+def _confinement(report: NodeReport) -> Iterator[Finding]:
+    if not report.seccomp:
+        text = "seccomp: no container has a filter of system calls"
+        yield Finding(Level.LACKS, text, "a kernel with CONFIG_SECCOMP_FILTER")
+    if not report.apparmor:
+        text = "no AppArmor: pods that name one of its profiles are refused"
+        yield Finding(Level.NOTE, text, "apparmor=1 security=apparmor on the kernel's command line, where it has it")
+    if not report.user_namespaces:
+        text = "no user namespaces: pods with hostUsers: false are refused"
+        yield Finding(Level.NOTE, text, "sysctl -w user.max_user_namespaces=15000")
 
 
 def _runtimes(report: NodeReport) -> Iterator[Finding]:
