@@ -25,7 +25,7 @@ from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
-from cri_shim.kernel import apparmor, fs, mounts, notify, process, selinux
+from cri_shim.kernel import apparmor, fs, mounts, notify, pauses, process, selinux
 from cri_shim.loader import HandlerOptions, handler_options
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.layout import Layout
@@ -90,6 +90,7 @@ async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerO
         stack.push_async_callback(base.streaming.stop)
         stack.push_async_callback(server.stop, DRAIN_SECONDS)
         await flows.recover()
+        pauses.settle()
         gate.open()
         # Not before: what runtimes can do takes them half a second to say, and only Status needs it.
         probing = asyncio.create_task(flows.handlers.probe())

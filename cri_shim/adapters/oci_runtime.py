@@ -161,7 +161,7 @@ class OciRuntime:
             return caller
 
         with process.Reaper().hold():
-            caller = await threads.await_in_new_thread(spawn) if enter else spawn()
+            caller = await threads.await_in_new_thread(spawn)
             returncode = await _ended(caller, argv)
             if returncode == 0:
                 child = process.adopt(int(call.pid_file.read_bytes()))

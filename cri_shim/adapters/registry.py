@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from cri_shim.adapters.content import Ingest, WrongContentError
 from cri_shim.adapters.registry_auth import RegistryAuth
 from cri_shim.adapters.shielded import to_the_end
+from cri_shim.kernel.pauses import late_import
 from cri_shim.model.errors import FailedPrecondition, PullError
 from cri_shim.model.ids import Digest
 from cri_shim.model.refs import ImageRef
@@ -149,7 +149,7 @@ class Registry:
     async def _ensure_session(self) -> aiohttp.ClientSession:
         async with self._opening:
             if self._session is None:
-                library = await asyncio.to_thread(importlib.import_module, "aiohttp")
+                library = await late_import("aiohttp")
                 self._session = library.ClientSession(
                     connector=library.TCPConnector(limit=0, limit_per_host=16),
                     cookie_jar=library.DummyCookieJar(),

@@ -91,7 +91,7 @@ class Zygote:
         """Start the process unless it runs. `run` does that too; this only does it early."""
         async with self._starting:
             if self._channel is None:
-                self._start()
+                await to_the_end(self._start())
 
     async def run(
         self, task: str, arguments: Mapping[str, Any], fds: Sequence[int] = (), *, timeout: float | None
@@ -139,13 +139,13 @@ class Zygote:
         call = {"path": self.search_path, "task": task, "arguments": arguments, "held": len(self._held)}
         return json.dumps(call).encode()
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [sys.executable, "-I", "-S", os.fspath(_PROGRAM), str(theirs.fileno())]
             if self._preload:
                 argv += [":".join(self.search_path), *self._preload]
-            self._process = process.spawn(argv, stderr=2, pass_fds=(theirs.fileno(),))
+            self._process = await asyncio.to_thread(process.spawn, argv, stderr=2, pass_fds=(theirs.fileno(),))
         ours.setblocking(False)
         self._channel = ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._receive)

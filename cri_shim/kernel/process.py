@@ -198,7 +198,7 @@ def spawn(  # noqa: PLR0913  Popen's own vocabulary, keywords only
     """Start a long-lived process; streams that are not given are /dev/null, `env` None is the daemon's own.
 
     `enter` runs first, in a throw-away thread which then starts the child: it may setns(2) or unshare(2) and the child
-    inherits that. It blocks for as long as `enter` does: call it from a worker thread when that can exceed 1 ms.
+    inherits that. It blocks for as long as `enter` does, and until the program is executed: call it from a thread.
     FailedPrecondition when the program is missing, ResourceExhausted when the node has no room for a process.
     """
     streams = (stdin, stdout, stderr)
@@ -311,13 +311,16 @@ async def run(  # noqa: PLR0913  as `spawn`
 
 
 async def _start(launch: _Launch) -> Child:
-    if launch.enter is None:
-        return launch.start()
+    # In a thread in any case: until the child has executed its program, its parent is stopped (vfork(2)).
     starting = asyncio.ensure_future(threads.await_in_new_thread(launch.start))
     try:
         return (await asyncio.shield(starting)).watched()
     except asyncio.CancelledError:
         starting.add_done_callback(_kill_late)
+        if launch.enter is None:  # what enters may hang; this is there in a moment, or has failed
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await _end(starting.result())
         raise
 
 

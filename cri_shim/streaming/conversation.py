@@ -7,12 +7,12 @@ whatever becomes of it, and every client gets an answer or the close that its pr
 from __future__ import annotations
 
 import asyncio
-import importlib
 import math
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, cast
 
+from cri_shim.kernel.pauses import late_import
 from cri_shim.log import get_logger
 from cri_shim.model.errors import Code, CriShimError
 from cri_shim.streaming import remotecommand
@@ -135,7 +135,7 @@ class Conversation:
             self._link.write(self._http.switch(headers))
             return Spdy()
         # 2 MiB and 30 ms that only these clients need.
-        over_websocket = await asyncio.to_thread(importlib.import_module, "cri_shim.streaming.over_websocket")
+        over_websocket = await late_import("cri_shim.streaming.over_websocket")
         mux, answer = over_websocket.open_mux(request, ticket, chosen.subprotocol)
         self._link.write(answer)
         if mux is None:

@@ -7,7 +7,6 @@ connections that have not shown a token, and when it has stopped no connection a
 from __future__ import annotations
 
 import asyncio
-import importlib
 import ipaddress
 import socket
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from cri_shim.kernel.pauses import late_import
 from cri_shim.log import get_logger
 from cri_shim.model.errors import FailedPrecondition, ResourceExhausted
 from cri_shim.model.streams import Connect, Session, Wanted
@@ -117,9 +117,7 @@ class Server:
             raise ResourceExhausted(msg)
         if self._conversations is None:
             # Before the client comes: 6 MiB and 60 ms, that a node without exec does without.
-            self._conversations = asyncio.ensure_future(
-                asyncio.to_thread(importlib.import_module, "cri_shim.streaming.conversation")
-            )
+            self._conversations = asyncio.ensure_future(late_import("cri_shim.streaming.conversation"))
         return f"{self._base()}/{ticket.kind}/{self._tokens.issue(ticket)}"
 
     def _base(self) -> str:

@@ -21,6 +21,7 @@ import msgspec
 
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.kernel import fs
+from cri_shim.kernel.pauses import load
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
 from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
 from cri_shim.model.handler import (
@@ -138,9 +139,8 @@ class WasmtimeHandler:
 
     def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, list[Entry]]:
         """The container, and what has to be compiled for it."""
-        if spec.worker is None:
-            import handlers.wasmtime.core_module  # noqa: F401, PLC0415  loads the engine here, so that no start has to
-
+        # Loads the engine here, so that no start has to.
+        load(f"handlers.wasmtime.{'core_module' if spec.worker is None else 'engine'}")
         needed = [spec.entry, *(self._cache.forwarding() if spec.listen is not None else ())]
         missing = [entry for entry in needed if not self._cache.path(entry).exists()]
         return _Container(spec, self._cache.path(spec.entry), stop_signal), missing

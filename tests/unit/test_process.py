@@ -101,6 +101,21 @@ async def test_cancellation_kills_and_reaps(tmp_path: Path) -> None:
     assert process.process_start_time(int(pid_file.read_text())) is None
 
 
+async def test_cancellation_before_the_loop_knows_of_the_child(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    task = asyncio.create_task(process.run([SHELL, "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout=60))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    deadline = time.monotonic() + 30
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert process.process_start_time(int(pid_file.read_text())) is None
+
+
 async def test_cancellation_while_the_entering_thread_still_starts_the_child(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     command = [SHELL, "-c", f"sleep 0.3; touch {marker}"]
