@@ -94,11 +94,18 @@ class PortForward:
     def _begin(self, pair: Pair) -> None:
         task = asyncio.ensure_future(self._serve(pair))
         self._running[pair.data] = task
-        task.add_done_callback(lambda _: self._running.pop(pair.data))
+        # Not at the end of the task: one that is cancelled before its first step has none.
+        task.add_done_callback(lambda _: self._forget(pair))
+
+    def _forget(self, pair: Pair) -> None:
+        del self._running[pair.data]
+        for stream in (pair.data, pair.error):
+            del self._ends[stream]
+            self._streams.forget(stream)
 
     async def _serve(self, pair: Pair) -> None:
         """From the first connect to the last byte."""
-        data, error = self._ends.pop(pair.data), self._ends.pop(pair.error)
+        data, error = self._ends[pair.data], self._ends[pair.error]
         try:
             failure = await self._forward(pair, *data)
             if failure:
@@ -107,9 +114,6 @@ class PortForward:
             await error[1].close()
         except NobodyReads:
             pass  # the client has gone, or has reset the stream: there is nobody to tell
-        finally:
-            self._streams.forget(pair.data)
-            self._streams.forget(pair.error)
 
     async def _forward(self, pair: Pair, inlet: Inlet, outlet: Outlet) -> str:
         """What has gone wrong on the pod's side; empty when nothing has."""

@@ -223,6 +223,13 @@ async def test_what_waits_in_connections_that_the_client_resets_counts_no_more(s
             await in_time(until(client, lambda: bool(client.peer.pings)))
             client.peer.pings.clear()
             client.writer.write(spdy.reset(data))
+        at_once = b""
+        for number in range(2 * channels.MAX_HELD // (8 << 10)):
+            of_pair = {"port": "2", "requestid": f"at once {number}"}
+            at_once += client.peer.open({"streamtype": "error", **of_pair})
+            at_once += client.peer.open({"streamtype": "data", **of_pair})
+            at_once += spdy.data(client.peer.opened, bytes(8 << 10)) + spdy.reset(client.peer.opened)
+        client.writer.write(at_once)
         data, _ = pair(client, 80, "good")
         await client.send("data", b"through")
         client.end("data")
