@@ -35,8 +35,8 @@ _SETTLE_SECONDS: Final = 1.0
 class _Found:
     """What one check has come to."""
 
-    blobs: dict[Digest, str] = field(default_factory=dict)
-    layers: dict[Digest, str] = field(default_factory=dict)
+    blobs: set[Digest] = field(default_factory=set)
+    layers: set[Digest] = field(default_factory=set)
     hashed: int = 0
     remaining: int = 0
     """Problems that are left."""
@@ -44,7 +44,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class CheckImages:
-    """The RPC. One image at a time, beside everything else that goes on."""
+    """The RPC. One at a time, beside everything else that goes on."""
 
     store: Store
     content: Content
@@ -53,9 +53,15 @@ class CheckImages:
     layout: ImageLayout
     names: ImageNames
     pull: PullImage
+    _checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def __call__(self, request: pb.CheckImagesRequest) -> AsyncGenerator[pb.CheckImagesResponse]:
         """Each problem as it is found, what was done about it, and a summary."""
+        async with self._checking:
+            async for answer in self._check(repair=request.repair):
+                yield answer
+
+    async def _check(self, *, repair: bool) -> AsyncGenerator[pb.CheckImagesResponse]:
         found = _Found()
         counts = len(self.content.digests()), len(self.store.layers.keys()), len(self.store.images.keys())
         async for problem in self._look(found):
@@ -65,7 +71,7 @@ class CheckImages:
         for path in strangers:
             found.remaining += 1
             yield pb.CheckImagesResponse(problem=f"{path} belongs to nothing")
-        if request.repair:
+        if repair:
             async for done in self._repair(found, strangers):
                 yield done
         blobs, layers, images = counts
@@ -80,17 +86,17 @@ class CheckImages:
             size, damage = self.content.size(digest), await self.content.damage(digest)
             found.hashed += size or 0
             if damage and self.content.has(digest):  # else it was removed meanwhile, as it may be
-                found.blobs[digest] = damage
+                found.blobs.add(digest)
                 yield f"blob {digest} {damage}"
         for layer in self.store.layers.values():
             damage = await self.layers.damage(layer)
             if damage and self.store.layers.get(layer.key) is not None:
-                found.layers[layer.key] = damage
+                found.layers.add(layer.key)
                 yield f"layer {layer.key} ({self.layers.path(layer)}) {damage}"
         for image in self.store.images.values():
             missing = [blob for blob in image.blobs if not self.content.has(blob)]
             missing += [key for key in image.layers if self.store.layers.get(key) is None]
-            found.blobs.update((digest, "is missing") for digest in missing)
+            found.blobs.update(missing)
             for digest in missing:
                 yield f"image {_name(image)} lacks {digest}"
 
@@ -111,12 +117,12 @@ class CheckImages:
             await asyncio.to_thread(fs.remove_tree, path)
             yield pb.CheckImagesResponse(repaired=f"{path} is removed")
         used = self.collector.layers_in_use()
-        for key in [key for key in found.layers if key in used]:
-            del found.layers[key]
+        for key in found.layers & used:
+            found.layers.remove(key)
             found.remaining += 1
             hint = "remove the containers that run on it, and check again"
             yield pb.CheckImagesResponse(problem=f"layer {key} is in use and stays; {hint}")
-        damaged = found.blobs.keys() | found.layers.keys()
+        damaged = found.blobs | found.layers
         images = [image for image in self.store.images.values() if damaged & {*image.blobs, *image.layers}]
         # What is right of these images stays for the pulls that follow.
         async with self.collector.hold(part for image in images for part in (*image.blobs, *image.layers)):

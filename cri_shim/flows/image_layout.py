@@ -96,6 +96,9 @@ class ImageLayout:
         return dataclasses.replace(parts.kept, descriptor=descriptor)
 
     async def _complete(self, record: ImageRecord) -> Parts | None:
-        """None when not all of it stays: what a pull or a save has just now does not count."""
-        parts = await self.parts(record, record.repo_tags)
+        """None when not all of it stays: what a pull or a save has just now does not count, nor what is damaged."""
+        try:
+            parts = await self.parts(record, record.repo_tags)
+        except (OSError, PullError):
+            return None
         return parts if all(blob.id in record.blobs for blob in parts.blobs) else None

@@ -18,7 +18,7 @@ from cri_shim.adapters.image_archive import Archives
 from cri_shim.flows.image_load import LoadImages
 from cri_shim.flows.image_save import SaveImages
 from cri_shim.model.errors import InvalidArgument, NotFound, PullError
-from cri_shim.model.ids import ImageId
+from cri_shim.model.ids import Digest, ImageId
 from cri_shim.pb import admin_pb2 as pb
 from tests.support import archives, images
 from tests.support.loopback_registry import LoopbackRegistry
@@ -195,3 +195,10 @@ def listed(node: Node) -> set[str]:
     """The names in index.json."""
     entries = json.loads((node.layout.images / "index.json").read_bytes())["manifests"]
     return {entry["annotations"][archives.REF_NAME] for entry in entries}
+
+
+async def test_what_is_damaged_is_not_listed_and_hides_nothing_else(node: Node, registry: LoopbackRegistry) -> None:
+    await node.pull(registry.add("demo/wasm:1", WASM))
+    node.layout.blob(Digest(WASM.digest)).unlink()
+    await node.pull(other := registry.add("demo/other:1", images.wasm_artifact(b"\0asm other")))
+    assert listed(node) == {other}
