@@ -124,11 +124,10 @@ class Layers:
                 "links": report.links,
                 "whiteouts": report.whiteouts,
                 "root_opaque": report.root_opaque,
+                "lowers": [str(record.number) for record in reversed(below)],
             }
-            lowers = [self.path(record) for record in reversed(below)]
-            added = await self._run(
-                "settle", arguments, (unpacked.directory, *lowers), unpacked.what, timeout=_SETTLE_SECONDS
-            )
+            paths = (unpacked.directory, self._layout.layers)
+            added = await self._run("settle", arguments, paths, unpacked.what, timeout=_SETTLE_SECONDS)
             size, inodes = size + added["size"], inodes + added["inodes"]
         try:
             await to_the_end(asyncio.to_thread(unpacked.directory.rename, self._layout.layer(unpacked.number)))

@@ -34,13 +34,18 @@ _COPY = 1 << 30
 
 
 def settle(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Complete the layer `fds[0]` from the layers `fds[1:]`, nearest first.
+    """Complete the layer `fds[0]` from `lowers`, names in the directory `fds[1]`, nearest first.
 
     `implied`, `links`, `whiteouts` and `root_opaque` are what `unpack` returned, the root being the empty path. The
     result is the additional `size` and `inodes`.
     """
-    enter(fds[0])
-    settler = _Settler(own=fds[0], lowers=fds[1:])
+    own, layers = fds
+    lowers = [
+        os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=layers) for name in arguments["lowers"]
+    ]
+    os.close(layers)
+    enter(own)
+    settler = _Settler(own, lowers)
     if arguments["root_opaque"]:
         settler.hide_root()
     for path in arguments["implied"]:

@@ -428,10 +428,10 @@ async def test_random_stacks_look_as_the_rules_say(stack: LayerStack) -> None:
 
 
 async def test_hundreds_of_lower_layers_can_be_looked_at(stack: LayerStack) -> None:
-    bottom = layer([directory("d", 0o700), file("d/f")])
-    middle = [layer([directory(f"m{number}")]) for number in range(200)]
-    records = await stack.unpack(bottom, *middle, layer([file("d/g")]))
-    assert stat.S_IMODE((stack.layers.path(records[-1]) / "d").stat().st_mode) == 0o700
+    bottom, middle = await stack.unpack(layer([directory("d", 0o700), file("d/f")]), layer([directory("m")]))
+    chain = Digest("sha256:" + "c" * 64)
+    record = await stack.add(layer([file("d/g")]), chain, [bottom, *[middle] * 490])
+    assert stat.S_IMODE((stack.layers.path(record) / "d").stat().st_mode) == 0o700
 
 
 async def test_a_full_disk_is_named(stack: LayerStack, tmp_path: Path) -> None:
