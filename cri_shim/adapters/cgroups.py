@@ -12,6 +12,7 @@ import enum
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _ACCOUNTED: Final = ("memory", "pids", "cpu", "cpuacct", "blkio")
 """v1 controllers that a monitor moves in; not cpuset, where a new directory takes no process before it is set up."""
 _UNLIMITED: Final = 1 << 62
 """v1 writes an unlimited memory.limit_in_bytes as the largest page-aligned 63-bit number."""
+_EVENTS: Final = "memory.events"
 _KILL_SECONDS: Final = 10.0
 _BUSY_SECONDS: Final = 5.0
 _SCOPE_SECONDS: Final = 5.0
@@ -80,6 +82,8 @@ class Cgroups:
     def __init__(self, host: CgroupHost, driver: Driver) -> None:
         self.host = host
         self.driver = driver
+        self._lock = threading.Lock()
+        self._told: dict[int, int] = {}
 
     @staticmethod
     def detect(root: Path = _ROOT) -> CgroupHost:
@@ -216,15 +220,54 @@ class Cgroups:
 
     def oom_kills(self, parent: str, container_id: str) -> int:
         """How many of the container's processes the kernel's OOM killer has ended; 0 when the cgroup is gone."""
-        file = "memory.events" if self.host.version is Version.V2 else "memory.oom_control"
-        lines = (line.split() for line in self._read_memory(parent, container_id, file).splitlines())
-        return next((int(words[1]) for words in lines if words[0] == "oom_kill"), 0)
+        file = _EVENTS if self.host.version is Version.V2 else "memory.oom_control"
+        return _oom_kills(self._read_memory(parent, container_id, file))
+
+    def unclaimed_oom_kills(self, parent: str, container_id: str) -> int:
+        """Kills below the container's parent that no other cgroup there accounts for; 0 on v1, which has no sum.
+
+        They were in the container's own cgroup, or in such that are gone: systemd removes a scope, and the counter in
+        it, with the last process.
+        """
+        own = self._memory_dir(parent, container_id)
+        if own is None or self.host.version is not Version.V2:
+            return 0
+        # The root has no such file: nothing is known there.
+        while total := _oom_kills(_read_if_there(own.parent / _EVENTS)):
+            others = [file for file in own.parent.glob(f"*/{_EVENTS}") if file.parent != own]
+            claimed = sum(_oom_kills(_read_if_there(file)) for file in others)
+            if _oom_kills(_read_if_there(own.parent / _EVENTS)) == total:  # no kill while the others were read
+                return total - claimed
+        return 0
+
+    def oom_killed_since(self, parent: str, container_id: str, before: int) -> bool:
+        """Whether there are more unclaimed kills than `before`, and than an earlier call was told.
+
+        To be called once at every end of a container: so a kill counts for one of them at most.
+        """
+        own = self._memory_dir(parent, container_id)
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            now = self.unclaimed_oom_kills(parent, container_id)
+            if own is not None and now > before:
+                above = own.parent.stat().st_ino  # not by name: one that is made again counts from 0
+                told = self._told.get(above, 0)
+                self._told[above] = max(told, now)
+                return now > told
+        return False
+
+    def _memory_dir(self, parent: str, container_id: str) -> Path | None:
+        root = self.host.controllers.get("memory")
+        return None if root is None else root / cgroup_dir(parent, container_id, self.driver)
 
     def _read_memory(self, parent: str, container_id: str, file: str) -> str:
-        root = self.host.controllers.get("memory")
-        if root is None:
-            return ""
-        return _read_if_there(root / cgroup_dir(parent, container_id, self.driver) / file)
+        directory = self._memory_dir(parent, container_id)
+        return "" if directory is None else _read_if_there(directory / file)
+
+
+def _oom_kills(events: str) -> int:
+    """From memory.events, or memory.oom_control of v1."""
+    lines = (line.split() for line in events.splitlines())
+    return next((int(words[1]) for words in lines if words[0] == "oom_kill"), 0)
 
 
 def _read_if_there(file: Path) -> str:

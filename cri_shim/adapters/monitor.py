@@ -69,6 +69,11 @@ class Files:
         return self.bundle / "oom"
 
     @property
+    def oom_before(self) -> Path:
+        """A number, see `Cgroups.unclaimed_oom_kills`."""
+        return self.bundle / "oom.before"
+
+    @property
     def control(self) -> Path:
         return self.bundle / "ctl"
 
@@ -162,6 +167,8 @@ class Monitors:
             _remember(files.conmon_pid, child.pid)
             self._cgroups.place_monitor(child.pid, launch.cgroup_parent, launch.container_id)
             process.reset_oom_score_adj(child.pid)
+            kills = self._cgroups.unclaimed_oom_kills(launch.cgroup_parent, launch.container_id)
+            files.oom_before.write_text(str(kills), encoding="ascii")
             os.write(start_write, b"\n")
             return Launched(launch, child, os.dup(sync_read))
 
@@ -278,10 +285,17 @@ class Monitors:
         return Exit(code=code, at=at, reason=reason)
 
     def _reason(self, code: int, launch: Launch) -> Reason:
+        parent, container_id = launch.cgroup_parent, launch.container_id
+        try:
+            before = int(launch.files.oom_before.read_bytes())
+        except (FileNotFoundError, ValueError):
+            before = 0
+        # Asked at every end: a kill that is told here is not the next container's.
+        killed = self._cgroups.oom_killed_since(parent, container_id, before)
         if code == 0:
             return Reason.COMPLETED
         if code == _OOM_STATUS and (
-            launch.files.oom.exists() or self._cgroups.oom_kills(launch.cgroup_parent, launch.container_id)
+            killed or launch.files.oom.exists() or self._cgroups.oom_kills(parent, container_id)
         ):
             return Reason.OOM_KILLED
         return Reason.ERROR

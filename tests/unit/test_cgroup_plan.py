@@ -164,3 +164,33 @@ def test_memory_files(tmp_path: Path, version: Version, files: dict[str, str], l
     cgroups = Cgroups(CgroupHost(version, {"memory": tmp_path}, (tmp_path,), None), Driver.CGROUPFS)
     assert cgroups.memory_limit("/pod", ID) == limit
     assert cgroups.oom_kills("/pod", ID) == kills
+
+
+def test_a_kill_whose_cgroup_is_gone_counts_for_one_end(tmp_path: Path) -> None:
+    def kills(number: int, *place: str) -> None:
+        directory = tmp_path.joinpath(*place)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "memory.events").write_text(f"oom 9\noom_kill {number}\n")
+
+    cgroups = Cgroups(CgroupHost(Version.V2, {"memory": tmp_path}, (tmp_path,), None), Driver.CGROUPFS)
+    kills(1, "pod")
+    kills(0, "pod", "sibling")
+    before = cgroups.unclaimed_oom_kills("/pod", ID)
+    assert before == 1
+    # In a sibling that is there: not ours.
+    kills(3, "pod")
+    kills(2, "pod", "sibling")
+    assert not cgroups.oom_killed_since("/pod", ID, before)
+    # In one that is gone: of the container that ends first.
+    kills(4, "pod")
+    assert cgroups.oom_killed_since("/pod", ID, before)
+    assert not cgroups.oom_killed_since("/pod", "another", before)
+    # In one that is still there when its end is told, and then goes.
+    kills(5, "pod")
+    kills(1, "pod", ID)
+    assert cgroups.oom_killed_since("/pod", ID, before)
+    assert not cgroups.oom_killed_since("/pod", "another", before)
+    (tmp_path / "pod" / ID / "memory.events").unlink()
+    assert not cgroups.oom_killed_since("/pod", "another", before)
+    v1 = Cgroups(CgroupHost(Version.V1, {"memory": tmp_path}, (tmp_path,), None), Driver.CGROUPFS)
+    assert v1.unclaimed_oom_kills("/pod", ID) == 0
