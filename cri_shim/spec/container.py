@@ -6,6 +6,7 @@ refused with an error that names it.
 
 from __future__ import annotations
 
+from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.handler import ContainerPlan, ExecRequest, TerminalRequest
 from cri_shim.spec import (
     apparmor,
@@ -21,6 +22,7 @@ from cri_shim.spec import (
     selinux,
     users,
 )
+from cri_shim.spec.dispatch import OCI_HANDLER
 from cri_shim.spec.facts import ContainerFacts, HostFacts, Json
 from cri_shim.spec.runtime_annotations import runtime_annotations
 from cri_shim.spec.unsupported import refuse_unsupported
@@ -29,6 +31,7 @@ from cri_shim.spec.unsupported import refuse_unsupported
 def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     """config.json of the plan's container (OCI runtime-spec 1.x). Raises for what cannot be honoured."""
     refuse_unsupported(plan.config, host)
+    _check_engine(plan, host)
     selinux.check_options(plan.config.linux.security_context.selinux_options, plan.selinux, enabled=host.selinux)
     users.check_mapped(plan.process.user, plan.pod.ids)
     wanted = plan.config.linux.security_context
@@ -57,6 +60,18 @@ def build(plan: ContainerPlan, host: HostFacts, found: ContainerFacts) -> Json:
     if fitting := hooks.of_container(found.hooks, _hooked(plan)):
         document["hooks"] = hooks.merged(document.get("hooks", {}), fitting)
     return cdi.apply(document, found.cdi) if cdi.device_names(plan.config) else document
+
+
+def _check_engine(plan: ContainerPlan, host: HostFacts) -> None:
+    """Whether the runtime can run a module by itself (`wasm: native`)."""
+    if plan.annotations.get(OCI_HANDLER) != "wasm":
+        return
+    if not host.wasm_engine:
+        msg = "the handler has wasm: native, but its runtime was built without a Wasm engine"
+        raise FailedPrecondition(msg, hint="`crun --version` says +WASM where it has one; wasm: executor needs none")
+    if plan.rootfs is None:
+        msg = "image.image is a Wasm artifact, which has no files, and a runtime's own engine runs a file of an image"
+        raise FailedPrecondition(msg, hint="use an image with the module in it, or a handler of kind wasmtime")
 
 
 def clamped(plan: ContainerPlan, host: HostFacts) -> list[str]:

@@ -109,6 +109,9 @@ def passed_annotations(
     if decision.wasm and decision.handler == rules.name:
         # The runtime's own engine is chosen by this word, whatever made us decide for Wasm.
         result[OCI_HANDLER] = "wasm"
+    elif result.get(OCI_HANDLER) == "wasm":
+        # A hint of the pod's, on a container that is none.
+        del result[OCI_HANDLER]
     return result
 
 

@@ -44,6 +44,8 @@ class HostFacts:
     """Runtime and kernel know recursive read-only bind mounts."""
     idmapped_mounts: bool = False
     """Both know idmapped mounts."""
+    wasm_engine: bool = False
+    """The runtime's binary was built with one."""
     min_memory: int = 0
     """Bytes that a container of this handler needs at least, by configuration."""
     default_capabilities: frozenset[str] = DEFAULT_CAPABILITIES

@@ -37,6 +37,13 @@ def test_a_runtime_that_runs_wasm_itself_is_told_to() -> None:
         assert passed_annotations(config, pod, rules, Decision(handler, wasm=True, reason="")) == told
 
 
+def test_a_linux_container_of_a_wasm_pod_is_not_given_to_the_engine() -> None:
+    rules = HandlerRules("crun", Kind.LINUX, allowed_annotations=("run.oci.handler",))
+    for word, told in (("wasm", {}), ("krun", {"run.oci.handler": "krun"})):
+        pod = pb.PodSandboxConfig(annotations={"run.oci.handler": word})
+        assert passed_annotations(pb.ContainerConfig(), pod, rules, Decision("crun", wasm=False, reason="")) == told
+
+
 def test_volumes_of_an_image_where_something_else_belongs() -> None:
     places = ("/data", "/", "/proc", "/proc/x", "/dev/shm", "/sys", "/etc/hosts", "/etc", "/process", "/mine")
     assert without_taken(places, {"/mine", "/other"}) == ("/data", "/etc", "/process")

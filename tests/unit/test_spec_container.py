@@ -243,6 +243,16 @@ def test_systemd_names_the_scope() -> None:
     assert spec["annotations"]["run.oci.systemd.subgroup"] == ""
 
 
+def test_a_module_for_the_runtimes_own_engine() -> None:
+    made = dataclasses.replace(plan(), annotations={"run.oci.handler": "wasm"})
+    with pytest.raises(FailedPrecondition, match=r"^the handler has wasm: native, but its runtime was built without"):
+        container.build(made, HOST, FOUND)
+    host = dataclasses.replace(HOST, wasm_engine=True)
+    assert container.build(made, host, FOUND)["annotations"]["run.oci.handler"] == "wasm"
+    with pytest.raises(FailedPrecondition, match=r"^image\.image is a Wasm artifact"):
+        container.build(dataclasses.replace(made, rootfs=None), host, FOUND)
+
+
 def test_standard_annotations_cannot_be_forged() -> None:
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name="c"), image=pb.ImageSpec(image="sha", user_specified_image="busybox")
