@@ -191,10 +191,13 @@ def _text(path: Path) -> str:
 
 
 def _hierarchies() -> list[Path]:
-    """The roots of the cgroup hierarchies: one of v2, or one for each v1 controller."""
+    """The roots of the cgroup hierarchies: one of v2, or one for each v1 controller.
+
+    A directory where none is mounted is no hierarchy: crun writes into one called `unified`, and leaves it.
+    """
     if (CGROUPS / "cgroup.procs").exists():
         return [CGROUPS]
-    return [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()] if CGROUPS.exists() else []
+    return [path for path in CGROUPS.iterdir() if path.is_mount()] if CGROUPS.exists() else []
 
 
 def _subdirectories(root: Path) -> Iterator[Path]:
