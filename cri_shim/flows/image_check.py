@@ -155,9 +155,7 @@ class CheckImages:
 
         async def keep(record: ImageRecord, digest: Digest) -> None:
             del digest
-            await self.names.commit(record, tags=image.repo_tags, digests=image.repo_digests)
-            for pin in image.pins:
-                await self.names.pin(record.id, pin)
+            await self.names.commit(record, tags=image.repo_tags, digests=image.repo_digests, pins=image.pins)
 
         try:
             origin = await self.pull.registry.repository(ref, None)

@@ -67,7 +67,7 @@ class LoadImages:
                 if image.names and not tags:
                     continue
                 called = tags[0] if tags else f"the image in {path}"
-                taking = asyncio.ensure_future(self._take(image, tags, called))
+                taking = asyncio.ensure_future(self._take(image, tags, called, pin=pin))
                 try:
                     async for layers in self.progress.of(taking, called):
                         yield pb.LoadImagesResponse(layers=layers)
@@ -75,8 +75,6 @@ class LoadImages:
                 except PullError as error:
                     failures.append(error)
                     continue
-                for pinned in tags or (image_id,) if pin else ():
-                    await self.names.pin(image_id, pinned)
                 yield pb.LoadImagesResponse(id=image_id, tags=tags)
         if failures:
             rest = f"{len(failures)} of {len(images)} images of the archive were not loaded" if len(images) > 1 else ""
@@ -89,10 +87,10 @@ class LoadImages:
         taken = {tag for record in newer for tag in record.repo_tags}
         return tuple(tag for tag in tags if tag not in taken)
 
-    async def _take(self, image: ArchivedImage, tags: Sequence[str], called: str) -> ImageId:
+    async def _take(self, image: ArchivedImage, tags: Sequence[str], called: str, *, pin: bool) -> ImageId:
         async def keep(record: ImageRecord, digest: Digest) -> None:
             del digest  # which registry has it, if any, the archive does not say
-            await self.names.commit(record, tags=tags)
+            await self.names.commit(record, tags=tags, pins=(tags or (record.id,)) if pin else ())
 
         return await self.pull.take(image.origin, Wish(called), keep)
 

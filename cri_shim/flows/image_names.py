@@ -27,10 +27,20 @@ class ImageNames:
     layout: ImageLayout
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def commit(self, record: ImageRecord, *, tags: Collection[str] = (), digests: Collection[str] = ()) -> None:
-        """Make a complete image visible, under these names and those of a record that has the same content."""
+    async def commit(
+        self,
+        record: ImageRecord,
+        *,
+        tags: Collection[str] = (),
+        digests: Collection[str] = (),
+        pins: Collection[str] = (),
+    ) -> None:
+        """Make a complete image visible, under these names and those of a record that has the same content.
+
+        `pins` are some of its tags, or its id.
+        """
         async with self._changing:
-            await to_the_end(self._commit(record, tags, digests))
+            await to_the_end(self._commit(record, tags, digests, pins))
         await to_the_end(self.layout.write())
 
     async def add_digest(self, image_id: ImageId, name: str | None) -> bool:
@@ -70,7 +80,9 @@ class ImageNames:
 
         await self.images.update(image_id, without_pins)
 
-    async def _commit(self, record: ImageRecord, tags: Collection[str], digests: Collection[str]) -> None:
+    async def _commit(
+        self, record: ImageRecord, tags: Collection[str], digests: Collection[str], pins: Collection[str]
+    ) -> None:
         known = self.images.get(record.id)
         if known is not None:
             record = msgspec.structs.replace(
@@ -83,7 +95,9 @@ class ImageNames:
         for digest in digests:
             record = msgspec.structs.replace(record, repo_digests=_with(record.repo_digests, digest))
         for tag in tags:
-            record = _with_tag(record, tag, pinned=self._is_pinned(tag))
+            record = _with_tag(record, tag, pinned=tag in pins or self._is_pinned(tag))
+        if record.id in pins:
+            record = msgspec.structs.replace(record, pins=_with(record.pins, record.id))
         await self.images.put(record)
         for tag in tags:
             await self._take_tag(record.id, tag)
