@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.streams import ClientStreams, Sink
 from cri_shim.streaming.server import Server, Settings
 from cri_shim.streaming.ticket import Limits
 from cri_shim.streaming.tls import Certificate
@@ -79,6 +80,53 @@ async def test_sessions(certificate: Certificate) -> None:
         websocket = await WebSocketClient.open(server.exec_url(OUTPUT, ends(3, b"out")), "v5.channel.k8s.io")
         await in_time(websocket.until_closed())
         assert websocket.received(1) == b"out"
+
+
+async def test_neither_side_outruns_the_other(certificate: Certificate) -> None:
+    """A writer whose client does not read, then a client whose session does not: both stop, and the session goes on."""
+    written, stuck, take = 0, asyncio.Event(), asyncio.Event()
+
+    async def session(streams: ClientStreams) -> int:
+        nonlocal written
+        assert streams.stdin is not None
+        assert streams.stdout is not None
+        write = asyncio.create_task(write_all(streams.stdout))
+        before = -1
+        while written != before:
+            before = written
+            await asyncio.sleep(0.3)
+        stuck.set()
+        await take.wait()
+        while await streams.stdin.read():
+            pass
+        await write
+        return 0
+
+    async def write_all(stdout: Sink) -> None:
+        nonlocal written
+        while written < 64 << 20:
+            await stdout.write(bytes(32 << 10))
+            written += 32 << 10
+
+    async with serving(Settings(certificate=certificate)) as server:
+        client = await opened(server.exec_url(ALL, session), "error", "stdin", "stdout", "stderr")
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while sent < 64 << 20:
+                await client.send("stdin", bytes(32 << 10))
+                sent += 32 << 10
+            client.end("stdin")
+
+        sending = asyncio.create_task(send())
+        await in_time(stuck.wait())
+        assert written < 32 << 20
+        assert sent < 32 << 20
+        take.set()
+        await in_time(client.until_goaway())
+        await sending
+        assert len(client.received("stdout")) == sent == 64 << 20
 
 
 async def test_a_changed_certificate_is_taken(certificate: Certificate, tmp_path: Path) -> None:
