@@ -175,7 +175,8 @@ class TestTerminal:
     async def test_it_is_a_terminal_of_the_clients_size(self, bench: Bench, plan: ContainerPlan) -> None:
         client = MemoryClient(stdin=True)
         client.window.put_nowait(TerminalSize(100, 40))
-        script = """stty size; tty; echo $TERM; echo err >&2
+        script = """until [ "$(stty size 2>/dev/null)" = "40 100" ]; do :; done
+            stty size; tty; echo $TERM; echo err >&2
             trap 'stty size' WINCH; until read -r line; do :; done; echo got $line"""
         running = execute(bench, plan, client, "sh", "-c", script, tty=True)
         await client.out.shows(b"err")

@@ -62,9 +62,10 @@ class TestExec:
 
     def test_a_terminal(self, shared_lab: Lab, clients: Interop, handler: str, transport: str) -> None:
         container = sleeper(shared_lab, handler)
-        script = """stty size; tty; echo $TERM; echo err >&2
+        script = """until [ "$(stty size 2>/dev/null)" = "40 100" ]; do :; done
+            stty size; tty; echo $TERM; echo err >&2
             trap 'stty size' WINCH; until read -r line; do :; done; echo got $line; exit 4"""
-        flags = ("-tty", "-stdin", "-sizes=100x40,120x50@1", f"-container={container}")
+        flags = ("-tty", "-stdin", "-sizes=100x40,120x50@3", f"-container={container}")
         with clients.run("exec", transport, *flags, "--", "sh", "-c", script) as client:
             client.shows(b"err")
             words = client.output().split()
