@@ -304,9 +304,9 @@ class Ingest:
         if actual != self.digest:
             raise self.wrong(f"expected content with digest {self.digest}, the registry sent {actual}")
 
-    def wrong(self, reason: str) -> WrongContentError:
+    def wrong(self, reason: str, *, pieced: bool = False) -> WrongContentError:
         """Remove what has been received: none of it can be trusted."""
-        error = WrongContentError(f"{self.what}: {reason}", pieced=self.connections > 1)
+        error = WrongContentError(f"{self.what}: {reason}", pieced=pieced or self.connections > 1)
         self.discard()
         return error
 

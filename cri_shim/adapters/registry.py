@@ -325,7 +325,8 @@ class Repository:
                 raise RegistryError(Failure.OTHER, f"expected {ingest.size - start} bytes, {says}")
             now = content.headers.get("etag", "")
             if etag and now and now != etag and start == 0:
-                raise await asyncio.to_thread(ingest.wrong, f"registry {host.authority} has replaced it meanwhile")
+                reason = f"registry {host.authority} has replaced it meanwhile"
+                raise await asyncio.to_thread(ingest.wrong, reason, pieced=True)
             ingest.etag = (host.url, now)
             ingest.connections += 1
             self._sources[ingest.digest] = conversation

@@ -414,17 +414,12 @@ async def test_bytes_that_were_wrong_are_fetched_again(node: Node, registry: Loo
 
 
 async def test_content_that_was_replaced_is_fetched_again(node: Node, registry: LoopbackRegistry) -> None:
+    """By its ETag; without one the digest would say so, at the end."""
     name = registry.add("demo/hello:1", WASM)
+    registry.replace_etags()
     registry.fail(MODULE.digest, Fault.TRUNCATE, 1)
-    registry.fail(MODULE.digest, Fault.ERROR, 1)
-    with contextlib.suppress(PullError):
-        pull = asyncio.ensure_future(node.pull(name))
-        async with asyncio.timeout(10):
-            while registry.sent[MODULE.digest] == 0:
-                await asyncio.sleep(0)
-        registry.replace_etag('"another"')
-        await pull
     assert await node.pull(name) == WASM.id
+    assert registry.starts[MODULE.digest] == [0, len(MODULE.data) // 2, 0]
 
 
 @needs_root

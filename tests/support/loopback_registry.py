@@ -82,7 +82,7 @@ class _State:
     odds: float = 0
     at_random: tuple[Fault, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
-    etag: str = ""
+    replaces: bool = False
     retry_after: str = ""
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -171,9 +171,9 @@ class LoopbackRegistry:
         """Let every answer that carries content fail with this probability, in one of these ways and at any byte."""
         self._state.dice, self._state.odds, self._state.at_random = dice, odds, tuple(faults)
 
-    def replace_etag(self, etag: str) -> None:
-        """Say that blobs are others than they were; otherwise the digest is the ETag."""
-        self._state.etag = etag
+    def replace_etags(self) -> None:
+        """Say at each request that the content is another than it was; otherwise the digest is the ETag."""
+        self._state.replaces = True
 
     def ask_to_wait(self, retry_after: str) -> None:
         """What a 429 says in Retry-After."""
@@ -335,7 +335,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, start = 200, 0
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         self.shared.starts[urlsplit(self.path).path.rpartition("/")[2]].append(int(asked[1]) if asked else 0)
-        etag = self.shared.etag or f'"{digest(data)}"'
+        etag = f'"{next(self.shared.numbers) if self.shared.replaces else digest(data)}"'
         headers = {**headers, "ETag": etag, "Accept-Ranges": "bytes"}
         if asked and fault is not Fault.WHOLE and self.headers.get("If-Range", etag) == etag:
             status, start = 206, int(asked[1]) - (fault is Fault.ELSEWHERE)
