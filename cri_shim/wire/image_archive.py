@@ -8,7 +8,6 @@ Sources: OCI image-spec (image-layout.md, annotations.md), docker's image/spec v
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -184,6 +183,8 @@ def member(name: str, data: bytes) -> bytes:
 
 def member_head(name: str, size: int) -> bytes:
     """Its header; the same for the same name and size."""
+    import tarfile  # noqa: PLC0415  0.7 MiB that only a save needs
+
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT)
