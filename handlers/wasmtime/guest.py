@@ -30,7 +30,7 @@ from handlers.wasmtime.ending import Ending, exit_from
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
-from handlers.wasmtime.output import Output
+from handlers.wasmtime.output import Output, Plain
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.socket_calls import Calls
 from handlers.wasmtime.wasi import wasi_config
@@ -70,6 +70,8 @@ class Services:
     told: Told
     ready: Callable[[], None] = lambda: None
     """Called by the guest's thread when all that it needs is open, before its first instruction."""
+    streams: Callable[[str], Output | Plain] = Output
+    """Opens the output, by the path of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Linked:
     """A program that can run: `execute` does, to the end."""
 
     store: wasmtime.Store
-    output: Output
+    output: Output | Plain
     execute: Callable[[], Ending]
 
 
@@ -98,6 +100,7 @@ class Guest:
         self._throttle = services.throttle
         self._told = services.told
         self._ready = services.ready
+        self._streams = services.streams
         self._allowance: Allowance | None = None
         self._pause_until = 0
         self.engine = new_engine()
@@ -255,18 +258,19 @@ class Guest:
     def _drained(self) -> None:
         self._told.ended(self._exit)
 
-    def give_files(self, store: wasmtime.Store, resources: ExitStack) -> Output:
+    def give_files(self, store: wasmtime.Store, resources: ExitStack) -> Output | Plain:
         """Log, streams and directories. The last thing that can fail: from here on the pump tells the end."""
-        output = Output(self.spec.log_path)
+        output = self._streams(self.spec.log_path)
         resources.callback(output.close)
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
-        if self.spec.stdin:
+        if self.spec.stdin and isinstance(output, Output):
             # Also a writer: no client that comes and goes ends the input.
             self._keeper = os.open(self.spec.stdin, os.O_RDWR | os.O_CLOEXEC)
             resources.callback(self.end_input)
         store.set_wasi(wasi_config(self.spec, output))
         output.hand_over(self._pump, self._drained)
-        self.output = output
+        if isinstance(output, Output):
+            self.output = output
         return output
 
     def end_input(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from cri_shim.model.entry import split_function
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
@@ -23,7 +25,9 @@ _SHARES: Final = 1024
 _CPUS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
-def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Preopen, ...]) -> GuestSpec:
+def guest_spec(
+    plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Preopen, ...], identity: WorkerSpec
+) -> GuestSpec:
     """Map the plan, for a module in the daemon's process."""
     spec = GuestSpec(
         entry=entry,
@@ -41,6 +45,7 @@ def guest_spec(plan: ContainerPlan, entry: Entry, argv0: str, preopens: tuple[Pr
         stdin=str(plan.bundle / STDIN) if plan.config.stdin else "",
         stdin_once=plan.config.stdin_once,
         graceful=wishes.graceful(plan),
+        identity=identity,
     )
     return with_limits(spec, plan.config.linux.resources)
 
@@ -59,7 +64,25 @@ def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> Guest
 def as_worker(spec: GuestSpec, worker: WorkerSpec) -> GuestSpec:
     """The same guest in a worker, where a cgroup has the limits and the process is in the pod's network."""
     listen = msgspec.structs.replace(spec.listen, netns="") if spec.listen is not None else None
-    return msgspec.structs.replace(spec, worker=worker, listen=listen, memory_limit=0, cpu=None, nice=0, cpus=())
+    return msgspec.structs.replace(
+        spec, worker=worker, identity=worker, listen=listen, memory_limit=0, cpu=None, nice=0, cpus=()
+    )
+
+
+def further(spec: GuestSpec, entry: Entry, args: Sequence[str], *, has_input: bool) -> GuestSpec:
+    """A further process of the same container: other arguments, streams of its own, nothing to listen on."""
+    return msgspec.structs.replace(
+        spec,
+        entry=entry,
+        argv=(split_function(args[0])[0], *args[1:]),
+        env=tuple(variable for variable in spec.env if variable[0] != _LISTEN_FDS),
+        worker=spec.identity,
+        listen=None,
+        graceful=False,
+        log_path="",
+        stdin="/proc/self/fd/0" if has_input else "",
+        stdin_once=False,
+    )
 
 
 def with_listeners(spec: GuestSpec, listen: Listen) -> GuestSpec:

@@ -87,6 +87,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     listen: Listen | None = None
     graceful: bool = False
     """Stopping closes what it listens on, and leaves the rest to the guest, until it is killed."""
+    identity: WorkerSpec | None = None
+    """Who a further process of the container is (exec), which is a worker wherever the first one runs."""
     worker: WorkerSpec | None = None
     """None = a thread of the daemon. In a worker the limits above are not set: its cgroup has them."""
     stdin: str = ""

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
+from weakref import WeakSet
 
 import msgspec
 
@@ -41,16 +42,16 @@ from handlers.wasmtime import preopens, wishes
 from handlers.wasmtime.attachment import attach
 from handlers.wasmtime.cache import ModuleCache
 from handlers.wasmtime.ending import ends_guest
-from handlers.wasmtime.guest_plan import as_worker, guest_spec, with_limits, with_listeners
+from handlers.wasmtime.guest_plan import as_worker, further, guest_spec, with_limits, with_listeners
 from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Listen
 from handlers.wasmtime.in_process import Guests
-from handlers.wasmtime.limits import worker_limits, worker_spec
-from handlers.wasmtime.module_file import find_module
+from handlers.wasmtime.limits import identity, worker_limits, worker_spec
+from handlers.wasmtime.module_file import find_further, find_module
 from handlers.wasmtime.options import WasmtimeOptions
 from handlers.wasmtime.placement import Isolation, place
 from handlers.wasmtime.refusals import refuse, refuse_in_process
 from handlers.wasmtime.run import Run
-from handlers.wasmtime.workers import WorkerRun, Workers
+from handlers.wasmtime.workers import WorkerExec, WorkerRun, Workers
 
 _SPEC: Final = "wasm.json"
 _WORK: Final = "wasm"
@@ -71,6 +72,7 @@ class _Container:
     stop_signal: int
     run: Run | None = None
     early: int | None = None
+    sessions: WeakSet[WorkerExec] = field(default_factory=WeakSet)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -118,7 +120,7 @@ class WasmtimeHandler:
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
         placement = place(plan, self._options.isolation, opened, self._daemon_uid, component=entry.component)
-        spec = guest_spec(plan, entry, argv0, opened)
+        spec = guest_spec(plan, entry, argv0, opened, identity(plan, self._context))
         if ports := wishes.ports(plan, component=entry.component):
             spec = with_listeners(spec, self._listen(plan, ports))
         if placement.isolation is Isolation.PROCESS:
@@ -175,6 +177,8 @@ class WasmtimeHandler:
     def _teller(self, container_id: ContainerId, container: _Container) -> Callable[[Exit], None]:
         def ended(how: Exit) -> None:
             container.ended.set()
+            for session in container.sessions:
+                session.end()
             if not self._closing:
                 self._context.exited(container_id, how)
 
@@ -217,18 +221,35 @@ class WasmtimeHandler:
                 msg = f"the Wasm module of container {container_id[:SHORT]} did not end within {_KILL_SECONDS:g} s"
                 raise DeadlineExceeded(msg, hint="it waits for a file of a volume; let that go on") from None
         bundle = self._context.layout.bundle(container_id)
-        await asyncio.to_thread(self._remove_worker, container_id, bundle)
+        await asyncio.to_thread(self._workers.remove, container_id, cgroup_parent)
         await asyncio.to_thread(_remove, bundle)
         self._containers.pop(container_id, None)
 
-    def _remove_worker(self, container_id: ContainerId, bundle: Path) -> None:
-        spec = _stored(bundle)
-        if spec is not None and spec.worker is not None:
-            self._workers.remove(container_id, spec.worker)
-
     async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
-        """Not yet."""
-        _refuse_exec()
+        """Another instance in a process of its own: of the container's module, or of another one in its image."""
+        container = self._known(container_id)
+        if container.run is None or not container.running:
+            msg = f"container {container_id[:SHORT]} is not running"
+            raise FailedPrecondition(msg)
+        if isinstance(request, TerminalRequest):
+            msg = "tty: a Wasm module has no terminal"
+            raise Unimplemented(msg, hint="exec without one (kubectl exec without -t)")
+        if self._daemon_uid != 0:
+            msg = "exec into a Wasm container needs a process of its own, which only a daemon with root can make"
+            raise FailedPrecondition(msg)
+        spec = await self._further(container.spec, request)
+        session = await self._workers.exec(
+            container_id, spec, await asyncio.to_thread(self._cache.path, spec.entry), request
+        )
+        container.sessions.add(session)
+        return session
+
+    async def _further(self, spec: GuestSpec, request: ExecRequest) -> GuestSpec:
+        """What the further process is, compiled."""
+        entry = await asyncio.to_thread(find_further, spec, request.args[0])
+        if not await asyncio.to_thread(lambda: self._cache.path(entry).exists()):
+            await self._cache.compile(entry)
+        return further(spec, entry, request.args, has_input=request.stdin is not None)
 
     async def attach(self, container_id: ContainerId, *, stdin: bool) -> Attachment:
         """A copy of the output, and the FIFO of the input."""
@@ -336,8 +357,3 @@ def _remove(bundle: Path) -> None:
     preopens.dismantle(bundle / _WORK)
     for name in (_SPEC, STDIN):
         (bundle / name).unlink(missing_ok=True)
-
-
-def _refuse_exec() -> NoReturn:
-    msg = "Exec and ExecSync into a Wasm container are not supported yet"
-    raise Unimplemented(msg, hint="a later version will run another instance of the module")

@@ -33,18 +33,24 @@ def host_facts(context: HandlerContext) -> HostFacts:
 
 def worker_spec(plan: ContainerPlan, why: str, context: HandlerContext) -> WorkerSpec:
     """Errors as in `cri_shim.spec.resources`."""
-    user, host, asked = plan.process.user, host_facts(context), plan.config.linux.resources
+    limits = resources(plan.config.linux.resources, host_facts(context))
+    return msgspec.structs.replace(identity(plan, context), why=why, limits=limits)
+
+
+def identity(plan: ContainerPlan, context: HandlerContext) -> WorkerSpec:
+    """Of a further process of a container that runs in the daemon. Its limits are the engine's."""
+    user = plan.process.user
     capabilities = wanted_capabilities(plan.config.linux.security_context) & context.capabilities
     return WorkerSpec(
-        why=why,
+        why="exec",
         uid=user.uid,
         gid=user.gid,
         groups=user.groups,
         capabilities=tuple(sorted(capabilities)) if user.uid == 0 else (),
-        oom_score_adj=oom_score_adj(asked, host),
+        oom_score_adj=oom_score_adj(plan.config.linux.resources, host_facts(context)),
         netns=str(plan.pod.net) if plan.pod.net is not None else "",
         cgroup_parent=plan.pod.cgroup_parent,
-        limits=resources(asked, host),
+        limits={},
     )
 
 

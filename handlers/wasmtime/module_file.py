@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from cri_shim.kernel import fs
 from cri_shim.model.entry import split_function
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
-from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec
 
 _MAGIC: Final = b"\0asm"
 _CORE_MODULE: Final = _MAGIC + b"\x01\0\0\0"
@@ -46,7 +48,11 @@ def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
             msg = f"the module {digest} of image {plan.image.id} is not on this node"
             raise FailedPrecondition(msg, hint="remove the image and pull it again") from None
     else:
-        path, head, digest = _from_rootfs(plan, word)
+        if plan.rootfs is None:
+            msg = "the image has neither a Wasm module nor a root file system"
+            raise InvalidArgument(msg)
+        search = next((item.removeprefix("PATH=") for item in plan.process.env if item.startswith("PATH=")), "")
+        path, head, digest = _from_rootfs(plan.rootfs, word, search, plan.process.cwd)
     return Entry(str(path), digest, function, is_component(head, word)), word
 
 
@@ -75,13 +81,28 @@ def _head(path: Path) -> bytes:
         return file.read(len(_CORE_MODULE))
 
 
-def _from_rootfs(plan: ContainerPlan, word: str) -> tuple[Path, bytes, Digest]:
-    if plan.rootfs is None:
-        msg = "the image has neither a Wasm module nor a root file system"
-        raise InvalidArgument(msg)
-    for candidate in _candidates(plan, word):
+def find_further(spec: GuestSpec, word: str) -> Entry:
+    """The module of a further process, by the first word of its command.
+
+    In an artifact it is the one module that there is, under any name of a module. NotFound for anything else.
+    """
+    name, function = split_entry(word)
+    root = next((preopen.host for preopen in spec.preopens if preopen.guest == "/"), None)
+    if root is not None:
+        variables = dict(spec.env)
+        path, head, digest = _from_rootfs(Path(root), name, variables.get("PATH", ""), variables.get("PWD", "/"))
+        return Entry(str(path), digest, function, is_component(head, name))
+    if name == spec.argv[0] or name.endswith(".wasm"):
+        return msgspec.structs.replace(spec.entry, function=function)
+    msg = f"there is no program {name!r}: the image is one Wasm module"
+    hint = f"{spec.argv[0]!r}, or a name that ends with .wasm, runs it once more; with #FUNCTION another export of it"
+    raise NotFound(msg, hint=hint)
+
+
+def _from_rootfs(rootfs: Path, word: str, search: str, cwd: str) -> tuple[Path, bytes, Digest]:
+    for candidate in _candidates(word, search, cwd):
         try:
-            handle = fs.open_in_root(plan.rootfs, candidate, os.O_PATH)
+            handle = fs.open_in_root(rootfs, candidate, os.O_PATH)
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:
@@ -93,11 +114,10 @@ def _from_rootfs(plan: ContainerPlan, word: str) -> tuple[Path, bytes, Digest]:
     raise NotFound(msg, hint="command[0] is a path in the image, or a name on PATH or in the working directory")
 
 
-def _candidates(plan: ContainerPlan, word: str) -> Iterator[str]:
+def _candidates(word: str, search: str, cwd: str) -> Iterator[str]:
     if "/" not in word:
-        path = next((item.removeprefix("PATH=") for item in plan.process.env if item.startswith("PATH=")), "")
-        yield from (posixpath.join(directory, word) for directory in path.split(":") if directory)
-    yield posixpath.join(plan.process.cwd or "/", word)
+        yield from (posixpath.join(directory, word) for directory in search.split(":") if directory)
+    yield posixpath.join(cwd or "/", word)
 
 
 def _read(handle: int) -> tuple[Path, bytes, Digest]:

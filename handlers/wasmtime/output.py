@@ -5,6 +5,7 @@ Not the log. Invariant: a descriptor made here is closed exactly once, by `close
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -76,3 +77,28 @@ class Output:
     def _close(self, fd: int) -> None:
         self._open.remove(fd)
         os.close(fd)
+
+
+class Plain:
+    """The standard streams of a process that is the guest's alone: nothing is logged."""
+
+    stdout_path = "/proc/self/fd/1"
+    stderr_path = "/proc/self/fd/2"
+
+    def __init__(self) -> None:
+        self._drained: Callable[[], None] | None = None
+
+    def hand_over(self, pump: LogPump, drained: Callable[[], None]) -> None:
+        """Nobody has to read anything: `drained` follows at `close`."""
+        del pump
+        self._drained = drained
+
+    def say(self, text: str) -> None:
+        """A last word on standard error, from the engine."""
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="replace") + b"\n")
+
+    def close(self) -> None:
+        """The guest has ended, or was not started."""
+        if self._drained is not None:
+            self._drained()

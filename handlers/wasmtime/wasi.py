@@ -6,10 +6,10 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.guest_spec import GuestSpec
-from handlers.wasmtime.output import Output
+from handlers.wasmtime.output import Output, Plain
 
 
-def wasi_config(spec: GuestSpec, output: Output) -> wasmtime.WasiConfig:
+def wasi_config(spec: GuestSpec, output: Output | Plain) -> wasmtime.WasiConfig:
     """FailedPrecondition names what cannot be opened."""
     config = wasmtime.WasiConfig()
     settings = {

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -33,6 +34,7 @@ from handlers.wasmtime.core_module import link_module
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest import Guest, Services
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
+from handlers.wasmtime.output import Plain
 from handlers.wasmtime.quota import Throttle
 
 MESSAGE: Final = 1 << 16
@@ -41,6 +43,8 @@ _EXITS: Final = msgspec.json.Encoder()
 _STOP_SECONDS: Final = 0.05
 """How long a stopped guest has to end by itself. A component in a call of the host does not."""
 _SIGKILL: Final = 128 + 9
+_CANNOT_EXECUTE: Final = 126
+"""As of a shell."""
 
 
 def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
@@ -64,6 +68,64 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
     worker.serve(guest)
+
+
+def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
+    """A further process of a container: arguments as of `run`. The process ends as the module does.
+
+    Descriptors: a pipe that says go, the three standard streams, and the network namespace if it is not the host's.
+    """
+    spec = _SPECS.decode(arguments["spec"])
+    go, stdin, stdout, stderr, *namespaces = fds
+    os.setsid()
+    for number, fd in enumerate((stdin, stdout, stderr)):
+        os.dup2(fd, number)
+        os.close(fd)
+    if spec.worker is None or not os.read(go, 1):
+        os._exit(_SIGKILL)  # the daemon has gone
+    os.close(go)
+    executed = _Executed(spec.worker, arguments["empty"])
+    try:
+        _enter(spec.worker, namespaces)
+    except OSError as error:
+        executed.failed(FailedPrecondition(f"cannot make the process: {error}"))
+    throttle = Throttle()
+    if spec.cpu is not None:
+        throttle.start()
+    services = Services(LogPump(), throttle, executed, executed.shut_up, lambda _: Plain())
+    program = link_component if spec.entry.component else link_module
+    Guest(arguments["id"], spec, Path(arguments["compiled"]), services, program).start()
+    while True:
+        signal.pause()
+
+
+@dataclass(frozen=True, slots=True)
+class _Executed:
+    """`handlers.wasmtime.guest.Told`: what is told is how the process ends."""
+
+    spec: WorkerSpec
+    empty: str
+
+    def shut_up(self) -> None:
+        _shut_up(self.spec, self.empty)
+
+    def started(self, at: int) -> None:
+        pass
+
+    def failed(self, error: CriShimError) -> NoReturn:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{error}\n".encode(errors="replace"))
+        os._exit(_CANNOT_EXECUTE)
+
+    def ended(self, ended: Exit) -> None:
+        os._exit(ended.code)
+
+
+def _shut_up(spec: WorkerSpec, empty: str) -> None:
+    """When all is open: leave the host's files behind and become the user."""
+    os.chroot(empty)
+    os.chdir("/")
+    credentials.become(spec.uid, spec.gid, spec.groups, spec.capabilities)
 
 
 def _enter(spec: WorkerSpec, namespaces: Sequence[int]) -> None:
@@ -95,11 +157,8 @@ class _Worker:
         self._clients[client.fileno()] = client
 
     def shut_up(self) -> None:
-        """In the guest's thread, when all is open: leave the host's files behind and become the user."""
-        os.chroot(self.empty)
-        os.chdir("/")
-        spec = self.spec
-        credentials.become(spec.uid, spec.gid, spec.groups, spec.capabilities)
+        """In the guest's thread."""
+        _shut_up(self.spec, self.empty)
 
     def started(self, at: int) -> None:
         self._tell({"started": at})
@@ -148,10 +207,10 @@ class _Worker:
             guest.end_input()
         return True
 
-    def _stop(self, guest: Guest, signal: int) -> None:
-        if not guest.stop(signal):
+    def _stop(self, guest: Guest, number: int) -> None:
+        if not guest.stop(number):
             return
-        forced = Exit(code=128 + signal, at=0, reason=Reason.ERROR)
+        forced = Exit(code=128 + number, at=0, reason=Reason.ERROR)
         timer = threading.Timer(_STOP_SECONDS, lambda: self._leave(msgspec.structs.replace(forced, at=time.time_ns())))
         timer.daemon = True
         timer.start()

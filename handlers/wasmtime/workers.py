@@ -26,20 +26,22 @@ import msgspec
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.log_pump import open_log
 from cri_shim.adapters.process_cgroup import ProcessCgroups
-from cri_shim.adapters.zygote import Zygote, ZygoteLostError
+from cri_shim.adapters.zygote import LeftChild, Zygote, ZygoteLostError
 from cri_shim.kernel import fs, pidfd, process
 from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.model import errors
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal
-from cri_shim.model.handler import HandlerStats, Started
+from cri_shim.model.handler import ExecRequest, HandlerStats, Started
 from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.update import change
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
 from handlers.wasmtime.limits import host_facts
 
 TASK: Final = "handlers.wasmtime.worker:run"
+EXEC_TASK: Final = "handlers.wasmtime.worker:run_exec"
 _MODULE: Final = TASK.partition(":")[0]
 _MESSAGE: Final = 1 << 16
 _ANSWER_SECONDS: Final = 10.0
@@ -76,6 +78,31 @@ class Files:
             file.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self.empty.rmdir()
+
+
+class WorkerExec:
+    """An `ExecSession`."""
+
+    def __init__(self, child: LeftChild) -> None:
+        self._child = child
+        self.terminal = -1
+
+    def end(self) -> None:
+        """The container has ended, and with it its other processes."""
+        self._child.process.kill()
+
+    async def wait(self) -> int:
+        """See `ExecSession`."""
+        await self._child.process.wait()
+        code = await _known(self._child.status)
+        if code is None:
+            return _LOST
+        return 128 - code if code < 0 else code
+
+    async def kill(self) -> None:
+        """See `ExecSession`. A module starts no processes."""
+        self._child.process.kill()
+        await self._child.process.wait()
 
 
 @dataclass(slots=True)
@@ -201,6 +228,42 @@ class Workers:
         self._watch(run, ended, None)
         return run
 
+    async def exec(
+        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, request: ExecRequest
+    ) -> WorkerExec:
+        """A further process; `spec` has its module and arguments, and who it is."""
+        if spec.worker is None:
+            msg = "no worker was asked for"
+            raise Internal(msg)
+        files = Files(self._context.layout.bundle(container_id))
+        with contextlib.ExitStack() as opened:
+            wait, go = os.pipe2(os.O_CLOEXEC)
+            opened.callback(os.close, wait)
+            opened.callback(os.close, go)
+            fds = [wait, *await asyncio.to_thread(_exec_descriptors, files, spec.worker.netns, request, opened)]
+            arguments = {
+                "id": container_id,
+                "spec": msgspec.json.encode(spec).decode(),
+                "compiled": str(compiled),
+                "empty": str(files.empty),
+            }
+            child = await self._zygote.leave(EXEC_TASK, arguments, fds)
+            try:
+                await asyncio.to_thread(self._place_exec, child.process.pid, container_id, spec.worker)
+                os.write(go, b"g")
+            except BaseException:
+                child.process.kill()
+                raise
+            return WorkerExec(child)
+
+    def _place_exec(self, pid: int, container_id: ContainerId, worker: WorkerSpec) -> None:
+        """Into the container's cgroup, which is made if the container is not in one."""
+        if self._context.cgroups.driver is Driver.SYSTEMD:
+            return  # stays with the daemon: only a process that is there can be given a scope
+        if not self._context.cgroups.processes(worker.cgroup_parent, container_id):
+            self._cgroups.make(worker.cgroup_parent, container_id, {})
+        self._cgroups.place(pid, worker.cgroup_parent, container_id)
+
     async def aclose(self) -> None:
         """Let go of all; they run on."""
         await self._zygote.aclose()
@@ -212,17 +275,17 @@ class Workers:
         run.channel.close()
         run.process.close()
 
-    def remove(self, container_id: ContainerId, worker: WorkerSpec) -> None:
+    def remove(self, container_id: ContainerId, cgroup_parent: str) -> None:
         """Kill what runs, remove cgroup and files. Blocks. Gone is success; DeadlineExceeded when it does not die."""
         files, cgroups = Files(self._context.layout.bundle(container_id)), self._context.cgroups
         child = _note(files)
         if child is not None and process.is_alive(*child):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child[0], signals.SIGKILL)
-        if not cgroups.kill_all(worker.cgroup_parent, container_id):
+        if not cgroups.kill_all(cgroup_parent, container_id):
             msg = f"the Wasm worker of container {container_id} does not end"
             raise DeadlineExceeded(msg, hint="it may be stuck in the kernel (state D)")
-        cgroups.remove(worker.cgroup_parent, container_id)
+        cgroups.remove(cgroup_parent, container_id)
         files.remove()
 
     def _prepare(self, container_id: ContainerId, worker: WorkerSpec, files: Files) -> _Opened:
@@ -383,6 +446,21 @@ class _Channel:
                 found.set_result(value)
             else:
                 self._early[key] = value
+
+
+def _exec_descriptors(files: Files, netns: str, request: ExecRequest, opened: contextlib.ExitStack) -> list[int]:
+    """The standard streams and the namespace; what is opened for it is closed by `opened`."""
+    files.empty.mkdir(mode=0o755, exist_ok=True)
+    stdin = request.stdin
+    if stdin is None:
+        stdin, writer = os.pipe2(os.O_CLOEXEC)  # at its end
+        os.close(writer)
+        opened.callback(os.close, stdin)
+    fds = [stdin, request.stdout, request.stderr]
+    if netns:
+        fds.append(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
+        opened.callback(os.close, fds[-1])
+    return fds
 
 
 def _failure(name: str, cause: str, hint: str) -> CriShimError:

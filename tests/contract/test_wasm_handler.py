@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from cri_shim.model.container import Exit, Reason, User
-from cri_shim.model.errors import FailedPrecondition, Unimplemented
-from cri_shim.model.handler import ContainerPlan, ExecRequest, ProcessPlan
+from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.handler import ContainerPlan, ProcessPlan
 from cri_shim.model.ids import new_container_id
 from cri_shim.pb import api_pb2 as pb
 from tests.contract.handler_suite import HandlerSuite, until
@@ -345,12 +345,6 @@ async def test_the_log_of_a_container_that_does_not_run_is_not_reopened(bench: W
     await bench.finish(plan)
     with pytest.raises(FailedPrecondition, match="not running"):
         await bench.handler.reopen_log(plan.id)
-
-
-async def test_exec_is_named_as_not_supported(bench: WasmBench) -> None:
-    container = await bench.begin(bench.artifact(wasm.SLEEP))
-    with pytest.raises(Unimplemented, match="ExecSync into a Wasm container"):
-        await bench.handler.exec(container.id, ExecRequest(("ls",), None, 1, 2))
 
 
 async def test_a_later_daemon_finds_created_containers_and_has_lost_running_ones(bench: WasmBench) -> None:

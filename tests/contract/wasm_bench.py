@@ -145,14 +145,16 @@ async def wasm_bench(
 
 
 @asynccontextmanager
-async def worker_bench(root: Path, state: Path, cgroup_parent: str) -> AsyncIterator[WasmBench]:
-    """A bench whose containers all run in processes of their own; for root."""
+async def worker_bench(
+    root: Path, state: Path, cgroup_parent: str, *, isolation: str = "process"
+) -> AsyncIterator[WasmBench]:
+    """A bench with the daemon's own rights, whose containers all run in processes of their own, or not; for root."""
 
     def make(context: HandlerContext) -> Handler:
-        return kind.make("wasm", kind.OPTIONS(isolation=Isolation.PROCESS), context)
+        return kind.make("wasm", kind.OPTIONS(isolation=Isolation(isolation)), context)
 
     state.mkdir(exist_ok=True)
-    bench = WasmBench(Layout(root, state), make, cgroup_parent=cgroup_parent, outlives_daemon=True)
+    bench = WasmBench(Layout(root, state), make, cgroup_parent=cgroup_parent, outlives_daemon=isolation == "process")
     try:
         yield bench
     finally:

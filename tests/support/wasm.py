@@ -148,6 +148,11 @@ SLEEP: Final = _guest(
 )
 """Prints a line and sleeps for an hour."""
 
+PROBED: Final = SLEEP.replace(
+    '(func (export "_start")', '(func (export "healthy")) (func (export "sick") unreachable) (func (export "_start")'
+)
+"""The same, with a function that returns and one that traps."""
+
 GROWN: Final = SLEEP.replace('(func (export "_start")', '(func (export "_start") (drop (memory.grow (i32.const 256)))')
 """The same with 16 MiB more."""
 
