@@ -222,7 +222,12 @@ class Workers:
         child = await asyncio.to_thread(_running, files)
         if child is None:
             return await asyncio.to_thread(self._exit, container_id, spec.worker, files, None)
-        channel = _Channel.connect(files)
+        try:
+            channel = _Channel.connect(files)
+        except OSError:  # it has just ended
+            child.kill()
+            await child.wait()
+            return await asyncio.to_thread(self._exit, container_id, spec.worker, files, None)
         channel.listen()
         run = WorkerRun(container_id, spec, files, child, self._context, channel)
         self._watch(run, ended, None)
