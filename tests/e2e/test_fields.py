@@ -32,7 +32,6 @@ NOT_TO_BE_SEEN = {
         "names for the client, which get them back",
     ),
     "image.user_specified_image": "an annotation for the runtime",
-    "linux.resources.unified": "asks for cgroup v2",
 }
 """Supported fields that no test in a container looks at, and why."""
 
