@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_everything_with_a_full_root(
 ) -> None:
     """The kubelet evicts pods and removes images when the disk is full: that must work then."""
     daemon = on_tmpfs(root_of, "size=64m")
-    zeros = registry.push("test/zeros:1", images.image([images.layer([images.file("zeros", bytes(8 << 20))])]))
+    noise = random.Random(1).randbytes(8 << 20)  # zeros would be a hole in the file
+    large = registry.push("test/noise:1", images.image([images.layer([images.file("noise", noise)])]))
     with daemon.client() as cri:
         cri.pull(busybox)
         pod = cri.run_pod(daemon.pod_config())
@@ -94,7 +96,7 @@ def test_everything_with_a_full_root(
                 unchanged(daemon),
                 refused(FULL, f"no space left on the file system of {daemon.root}"),
             ):
-                cri.pull(zeros)
+                cri.pull(large)
         with filled(daemon.root):
             assert cri.exec(container, ["true"]).exit_code == 0
             cri.start(other)
@@ -107,7 +109,7 @@ def test_everything_with_a_full_root(
             cri.remove_pod(pod)
             cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=busybox)))
             assert not cri.images.ListImages(pb.ListImagesRequest()).images
-        cri.pull(zeros)
+        cri.pull(large)
 
 
 @pytest.mark.parametrize("handler", ["runc", "crun", "wasm"])

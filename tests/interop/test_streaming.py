@@ -112,13 +112,14 @@ class TestAttach:
         container = lab.cri.run(lab.pod(handler), config)
         lab.cri.wait_log(container, "early")
         flags = (f"-container={container}", "-stderr")
+        before = connections(lab)
         with (
             clients.run("attach", transport, *flags, "-stdin") as writer,
             clients.run("attach", transport, *flags) as reader,
         ):
             for client in (writer, reader):
                 client.wait("url")
-            attached(lab, 2)
+            eventually(lambda: connections(lab) >= before + 2)
             writer.type(b"go\n")
             for client in (writer, reader):
                 client.shows(b"late\n")
@@ -217,16 +218,12 @@ def shows_error(client: Client) -> bool:
     return client.output("stderr") == b"err\n"
 
 
-def attached(lab: Lab, number: int) -> None:
-    """Wait until so many clients are at a container: the daemon's connections to attach sockets."""
-
-    def connections() -> int:
-        links = [os.readlink(f) for f in Path(f"/proc/{lab.daemon.pid}/fd").iterdir() if f.is_symlink()]
-        own = {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")}
-        table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-        return sum(1 for row in table if row[4] == "0005" and row[6] in own)
-
-    eventually(lambda: connections() >= number)
+def connections(lab: Lab) -> int:
+    """Of the daemon with conmons' attach sockets, and with its zygotes, which are as many before and after."""
+    links = [os.readlink(f) for f in Path(f"/proc/{lab.daemon.pid}/fd").iterdir() if f.is_symlink()]
+    own = {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")}
+    table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return sum(1 for row in table if row[4] == "0005" and row[6] in own)
 
 
 @TRANSPORTS

@@ -263,7 +263,8 @@ class Daemon:
         return True
 
     def _write_network(self) -> None:
-        subnet = f"10.{88 + self._network % 100}.0.0/16"
+        # Of its own for each of 2,672 daemons: bridges stay in the run's network namespace, and with them their routes.
+        subnet = f"10.{88 + self._network // 16}.{self._network % 16 * 16}.0/20"
         ipam = {
             "type": "host-local",
             "dataDir": str(self.leases.parent),
