@@ -145,7 +145,9 @@ class Zygote:
             argv = [sys.executable, "-I", "-S", os.fspath(_PROGRAM), str(theirs.fileno())]
             if self._preload:
                 argv += [":".join(self.search_path), *self._preload]
-            self._process = await asyncio.to_thread(process.spawn, argv, stderr=2, pass_fds=(theirs.fileno(),))
+            started = await asyncio.to_thread(process.spawn, argv, stderr=2, pass_fds=(theirs.fileno(),))
+            # Or nobody would reap one that has died and been replaced, and it would hide others from the Reaper.
+            self._process = started.watched()
         ours.setblocking(False)
         self._channel = ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._receive)
