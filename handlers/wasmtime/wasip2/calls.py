@@ -1,0 +1,170 @@
+"""Calls between a component and Python: host functions for its linker, and calls of what it exports.
+
+Not the functions. They are bound below the engine's Python classes: see `values`. Invariant: nothing leaves a callback
+as an exception; what it means is on the guest, and the engine gets an error that ends it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import wasmtime
+from wasmtime import _ffi as ffi
+from wasmtime import component
+
+from handlers.wasmtime.sockets import Stopped
+from handlers.wasmtime.wasip2.interface import Exited, Failure, Function, Trap
+from handlers.wasmtime.wasip2.resources import Resource
+from handlers.wasmtime.wasip2.values import Codec, Context, codec
+from handlers.wasmtime.wasip2.world import World
+
+_ENDED: Final = b"ended"
+_bound: Final[dict[int, _Bound]] = {}
+_worlds: Final[dict[int, World]] = {}
+_numbers: Final = itertools.count(1)
+
+
+@dataclass(slots=True)
+class _Bound:
+    """A host function of one guest. Its codecs are made at the first call."""
+
+    world: World
+    function: Function
+    params: tuple[Codec, ...] = ()
+    result: Codec | None = None
+    fallible: bool = False
+    known: bool = field(default=False)
+
+    def learn(self, pointer: Any) -> None:
+        """From the type as the component has it."""
+        with component.FuncType._from_ptr(pointer, owner=self) as signature:  # noqa: SLF001  it is the callback's
+            result = signature.result
+            self.params = tuple(codec(wit) for _, wit in signature.params)
+            self.result = codec(result) if result is not None else None
+            self.fallible = isinstance(result, component.ResultType)
+        self.known = True
+
+    def run(self, context: Context, arguments: Any, results: Any) -> None:
+        """Call it. `Failure` is the err of its result."""
+        lifted = [param.lift(context, arguments[index]) for index, param in enumerate(self.params)]
+        if not self.fallible:
+            answer = self.function(*lifted)
+        else:
+            try:
+                answer = ("ok", self.function(*lifted))
+            except Failure as failure:
+                answer = ("err", failure.value)
+        if self.result is not None:
+            self.result.lower(context, answer, results[0])
+
+
+def _call(number: int, pointer: Any, kind: Any, arguments: Any, _count: int, results: Any, _results: int) -> int:
+    """`wasmtime_component_func_callback_t`."""
+    bound = _bound[number]
+    try:
+        if not bound.known:
+            bound.learn(kind)
+        bound.run(Context(pointer, bound.world.table), arguments, results)
+    except Exited as exited:
+        bound.world.guest.leave(exited.code)
+        return _error(_ENDED)
+    except Stopped:
+        return _error(_ENDED)
+    except Trap as trap:
+        return _error(str(trap).encode())
+    except Exception as error:  # noqa: BLE001  C cannot take it; the guest ends and says so
+        bound.world.guest.fail(error)
+        return _error(_ENDED)
+    return 0
+
+
+def _drop(number: int, _context: Any, resource: int) -> int:
+    """`wasmtime_component_resource_destructor_t`."""
+    world = _worlds[number]
+    try:
+        world.table.drop(resource)
+    except Stopped:
+        return _error(_ENDED)
+    except Trap as trap:
+        return _error(str(trap).encode())
+    except Exception as error:  # noqa: BLE001  as above
+        world.guest.fail(error)
+        return _error(_ENDED)
+    return 0
+
+
+def _error(text: bytes) -> int:
+    return ctypes.cast(ffi.wasmtime_error_new(text), ctypes.c_void_p).value or 0
+
+
+_CALL: Final = ffi.wasmtime_component_func_callback_t(_call)
+_DROP: Final = ffi.wasmtime_component_resource_destructor_t(_drop)
+_NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+
+
+class Definer:
+    """Puts functions and resources of one world on a linker; they work until `resources` are closed."""
+
+    def __init__(self, world: World, resources: ExitStack) -> None:
+        self._world = world
+        self._resources = resources
+        self._number = next(_numbers)
+        _worlds[self._number] = world
+        resources.callback(_worlds.pop, self._number)
+
+    def function(self, instance: component.LinkerInstance, name: str, function: Function) -> None:
+        """Define a function in an instance that the component imports."""
+        number = next(_numbers)
+        _bound[number] = _Bound(self._world, function)
+        self._resources.callback(_bound.pop, number)
+        text = name.encode()
+        _check(
+            ffi.wasmtime_component_linker_instance_add_func(
+                instance.ptr(), text, len(text), _CALL, number, _NO_FINALIZER
+            )
+        )
+
+    def resource(self, instance: component.LinkerInstance, name: str, cls: type[Resource]) -> None:
+        """Likewise a resource."""
+        kind, text = component.ResourceType.host(cls.TYPE), name.encode()
+        _check(
+            ffi.wasmtime_component_linker_instance_add_resource(
+                instance.ptr(), text, len(text), kind.ptr(), _DROP, self._number, _NO_FINALIZER
+            )
+        )
+
+
+def call(world: World, store: wasmtime.Store, function: component.Func, *arguments: object) -> Any:
+    """Call what the component exports. WasmtimeError when it traps."""
+    signature = function.type(store)
+    context = Context(store._context(), world.table)  # noqa: SLF001  as the library's own classes do
+    params = (ffi.wasmtime_component_val_t * len(arguments))()
+    for index, ((_, wit), argument) in enumerate(zip(signature.params, arguments, strict=True)):
+        codec(wit).lower(context, argument, params[index])
+    result, answer = signature.result, ffi.wasmtime_component_val_t()
+    _check(
+        ffi.wasmtime_component_func_call(
+            ctypes.byref(function._func),  # noqa: SLF001  likewise
+            context.pointer,
+            params,
+            len(arguments),
+            ctypes.byref(answer) if result is not None else None,
+            1 if result is not None else 0,
+        )
+    )
+    for param in params:
+        ffi.wasmtime_component_val_delete(ctypes.byref(param))
+    if result is None:
+        return None
+    lifted = codec(result).lift(context, answer)
+    ffi.wasmtime_component_val_delete(ctypes.byref(answer))
+    return lifted
+
+
+def _check(error: Any) -> None:
+    if error:
+        raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  likewise
