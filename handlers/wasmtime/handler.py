@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -39,8 +40,10 @@ from cri_shim.model.handler import (
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime import preopens, wishes
+from handlers.wasmtime.applets.facts import Facts, Process
 from handlers.wasmtime.attachment import attach
 from handlers.wasmtime.cache import ModuleCache
+from handlers.wasmtime.diagnosis import facts, first_process
 from handlers.wasmtime.ending import ends_guest
 from handlers.wasmtime.guest_plan import as_worker, further, guest_spec, with_limits, with_listeners
 from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Listen
@@ -72,7 +75,9 @@ class _Container:
     stop_signal: int
     run: Run | None = None
     early: int | None = None
-    sessions: WeakSet[WorkerExec] = field(default_factory=WeakSet)
+    sessions: WeakKeyDictionary[WorkerExec, int] = field(default_factory=WeakKeyDictionary)
+    """Its further processes, with the numbers that `ps` shows."""
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(2))
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -177,7 +182,7 @@ class WasmtimeHandler:
     def _teller(self, container_id: ContainerId, container: _Container) -> Callable[[Exit], None]:
         def ended(how: Exit) -> None:
             container.ended.set()
-            for session in container.sessions:
+            for session in tuple(container.sessions):
                 session.end()
             if not self._closing:
                 self._context.exited(container_id, how)
@@ -226,7 +231,7 @@ class WasmtimeHandler:
         self._containers.pop(container_id, None)
 
     async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
-        """Another instance in a process of its own: of the container's module, or of another one in its image."""
+        """A process of its own: another instance of the container's module, another module of its image, an applet."""
         container = self._known(container_id)
         if container.run is None or not container.running:
             msg = f"container {container_id[:SHORT]} is not running"
@@ -237,19 +242,34 @@ class WasmtimeHandler:
         if self._daemon_uid != 0:
             msg = "exec into a Wasm container needs a process of its own, which only a daemon with root can make"
             raise FailedPrecondition(msg)
-        spec = await self._further(container.spec, request)
-        session = await self._workers.exec(
-            container_id, spec, await asyncio.to_thread(self._cache.path, spec.entry), request
-        )
-        container.sessions.add(session)
+        number = next(container.numbers)
+        entry = await asyncio.to_thread(find_further, container.spec, request.args[0])
+        program: Path | Facts
+        if entry is None:
+            program = facts(container.spec, request.args, self._processes(container, number, request))
+        else:
+            program = await self._compiled(entry)
+        has_input = request.stdin is not None
+        spec = further(container.spec, entry or container.spec.entry, request.args, has_input=has_input)
+        session = await self._workers.exec(container_id, spec, program, request)
+        container.sessions[session] = number
         return session
 
-    async def _further(self, spec: GuestSpec, request: ExecRequest) -> GuestSpec:
-        """What the further process is, compiled."""
-        entry = await asyncio.to_thread(find_further, spec, request.args[0])
-        if not await asyncio.to_thread(lambda: self._cache.path(entry).exists()):
+    async def _compiled(self, entry: Entry) -> Path:
+        path = await asyncio.to_thread(self._cache.path, entry)
+        if not await asyncio.to_thread(path.exists):
             await self._cache.compile(entry)
-        return further(spec, entry, request.args, has_input=request.stdin is not None)
+        return path
+
+    @staticmethod
+    def _processes(container: _Container, number: int, request: ExecRequest) -> tuple[Process, ...]:
+        """All that run now, and the one that is to be."""
+        others = ((number, session) for session, number in container.sessions.items() if session.pid)
+        return (
+            first_process(container.spec, container.run),
+            *(Process(pid=at, command=" ".join(it.argv), proc=str(it.pid)) for at, it in sorted(others)),
+            Process(pid=number, command=" ".join(request.args), proc="self"),
+        )
 
     async def attach(self, container_id: ContainerId, *, stdin: bool) -> Attachment:
         """A copy of the output, and the FIFO of the input."""

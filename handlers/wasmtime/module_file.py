@@ -18,16 +18,19 @@ import msgspec
 
 from cri_shim.kernel import fs
 from cri_shim.model.entry import split_function
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
+from cri_shim.model.errors import CannotExecute, FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
+from handlers.wasmtime.applets import NAMES, applet
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec
 
 _MAGIC: Final = b"\0asm"
 _CORE_MODULE: Final = _MAGIC + b"\x01\0\0\0"
 _COMPONENT_LAYER: Final = b"\x01\0"
 """Bytes 6 and 7 of a component (component model, Binary.md); those of a core module are zero."""
+_NO_PROGRAM, _NO_SUCH_PROGRAM = 126, 127
+"""As of a shell."""
 
 
 def split_entry(word: str) -> tuple[str, str]:
@@ -81,11 +84,22 @@ def _head(path: Path) -> bytes:
         return file.read(len(_CORE_MODULE))
 
 
-def find_further(spec: GuestSpec, word: str) -> Entry:
-    """The module of a further process, by the first word of its command.
+def find_further(spec: GuestSpec, word: str) -> Entry | None:
+    """The module of a further process, by the first word of its command; None when that means an applet.
 
-    In an artifact it is the one module that there is, under any name of a module. NotFound for anything else.
+    In an artifact it is the one module that there is, under any name of a module. CannotExecute for anything else.
     """
+    try:
+        return _further_module(spec, word)
+    except (NotFound, InvalidArgument) as error:
+        if applet(word):
+            return None
+        status = _NO_SUCH_PROGRAM if isinstance(error, NotFound) else _NO_PROGRAM
+        others = f"{error.hint}; besides, there are {', '.join(NAMES)}"
+        raise CannotExecute(error.cause, hint=others, exit_status=status) from None
+
+
+def _further_module(spec: GuestSpec, word: str) -> Entry:
     name, function = split_entry(word)
     root = next((preopen.host for preopen in spec.preopens if preopen.guest == "/"), None)
     if root is not None:

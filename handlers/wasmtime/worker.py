@@ -73,6 +73,8 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
 def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """A further process of a container: arguments as of `run`. The process ends as the module does.
 
+    With `applet` (`applets.facts.Facts`, JSON) it runs that and no module.
+
     Descriptors: a pipe that says go, the three standard streams, and the network namespace if it is not the host's.
     """
     spec = _SPECS.decode(arguments["spec"])
@@ -87,6 +89,8 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     executed = _Executed(spec.worker, arguments["empty"])
     try:
         _enter(spec.worker, namespaces)
+        if "applet" in arguments:
+            _run_applet(spec, arguments["applet"], executed)
     except OSError as error:
         executed.failed(FailedPrecondition(f"cannot make the process: {error}"))
     throttle = Throttle()
@@ -97,6 +101,16 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     Guest(arguments["id"], spec, Path(arguments["compiled"]), services, program).start()
     while True:
         signal.pause()
+
+
+def _run_applet(spec: GuestSpec, facts: str, executed: _Executed) -> NoReturn:
+    """In place of a module."""
+    from handlers.wasmtime.applets.facts import Facts  # noqa: PLC0415  no other worker needs any of it
+    from handlers.wasmtime.applets.program import prepared  # noqa: PLC0415  likewise
+
+    run = prepared(spec, msgspec.json.decode(facts, type=Facts))
+    executed.shut_up()
+    os._exit(run())
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import os
 import signal as signals
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.update import change
+from handlers.wasmtime.applets.facts import Facts
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
 from handlers.wasmtime.limits import host_facts
 
@@ -83,9 +84,15 @@ class Files:
 class WorkerExec:
     """An `ExecSession`."""
 
-    def __init__(self, child: LeftChild) -> None:
+    def __init__(self, child: LeftChild, argv: Sequence[str]) -> None:
         self._child = child
+        self.argv = tuple(argv)
         self.terminal = -1
+
+    @property
+    def pid(self) -> int:
+        """Of the process while it runs, else 0."""
+        return self._child.process.pid if self._child.process.pidfd >= 0 else 0
 
     def end(self) -> None:
         """The container has ended, and with it its other processes."""
@@ -234,9 +241,9 @@ class Workers:
         return run
 
     async def exec(
-        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, request: ExecRequest
+        self, container_id: ContainerId, spec: GuestSpec, program: Path | Facts, request: ExecRequest
     ) -> WorkerExec:
-        """A further process; `spec` has its module and arguments, and who it is."""
+        """A further process, of a compiled module or an applet; `spec` has its arguments, and who it is."""
         if spec.worker is None:
             msg = "no worker was asked for"
             raise Internal(msg)
@@ -249,8 +256,12 @@ class Workers:
             arguments = {
                 "id": container_id,
                 "spec": msgspec.json.encode(spec).decode(),
-                "compiled": str(compiled),
                 "empty": str(files.empty),
+                **(
+                    {"compiled": str(program)}
+                    if isinstance(program, Path)
+                    else {"applet": msgspec.json.encode(program).decode()}
+                ),
             }
             child = await self._zygote.leave(EXEC_TASK, arguments, fds)
             try:
@@ -259,7 +270,7 @@ class Workers:
             except BaseException:
                 child.process.kill()
                 raise
-            return WorkerExec(child)
+            return WorkerExec(child, spec.argv)
 
     def _place_exec(self, pid: int, container_id: ContainerId, worker: WorkerSpec) -> None:
         """Into the container's cgroup, which is made if the container is not in one."""

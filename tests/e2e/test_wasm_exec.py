@@ -27,7 +27,11 @@ def test_a_probe_runs_another_instance(lab: Lab, registry: Registry, isolation: 
     assert lab.cri.exec(container, ["app.wasm#sick"]).exit_code == 134
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "did not end within 1 s"):
         lab.cri.exec(container, ["app.wasm"], 1)
-    with refused(grpc.StatusCode.NOT_FOUND, "no program 'sh'"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "no program 'sh'"):
         lab.cri.exec(container, ["sh"])
+    assert lab.cri.exec(container, ["ls", "/"]).exit_code == 0
+    assert b"app.wasm" in lab.cri.exec(container, ["ps"]).stdout
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "did not end within 1 s"):
+        lab.cri.exec(container, ["sleep", "10"], 1)
     assert [line.text for line in lab.cri.log(container)] == ["going to sleep"]
     assert lab.cri.status(container).state == 1

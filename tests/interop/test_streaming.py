@@ -174,6 +174,29 @@ def test_attach_to_a_module(shared_lab: Lab, clients: Interop, registry: images.
 
 
 @TRANSPORTS
+@pytest.mark.parametrize("isolation", ["in-process", "process"])
+def test_exec_into_a_module(
+    shared_lab: Lab, clients: Interop, registry: images.Registry, transport: str, isolation: str
+) -> None:
+    lab = shared_lab
+    image = registry.push_wasm("io/sleep:1", wasm.SLEEP)
+    lab.cri.pull(image)
+    config = lab.pod_config()
+    if isolation == "process":
+        config.annotations["cri-shim.io/isolation"] = isolation
+    container = lab.cri.run(lab.pod("wasm", config=config), container_config(image, "app.wasm"))
+    lab.cri.wait_log(container, "going to sleep")
+    (code, error), out, _ = clients.exec(transport, container, ["cat"], stdin=MEGABYTE)
+    assert (code, error, digest(out)) == (0, "", digest(MEGABYTE))
+    (code, _), out, err = clients.exec(transport, container, ["ls", "-d", "/", "/nowhere"])
+    assert (code, err) == (2, b"ls: cannot access '/nowhere': No such file or directory\n")
+    assert out == b"/\n"
+    (code, _), _, err = clients.exec(transport, container, ["sh", "-c", "true"])
+    assert code == 127
+    assert b"there is no program 'sh'" in err
+
+
+@TRANSPORTS
 @pytest.mark.parametrize(("handler", "network"), [("runc", pb.POD), ("crun", pb.POD), ("runc", pb.NODE)])
 class TestForward:
     def test_http(
