@@ -35,6 +35,8 @@ CLONE_NEWNET: Final = 0x40000000
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 
+_CLOSE_RANGE_CLOEXEC: Final = 4
+
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
@@ -57,6 +59,7 @@ _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
+_SYS_CLOSE_RANGE: Final = 436
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
@@ -149,6 +152,12 @@ def capset(header: object, sets: object) -> None:
     """The system call of that name, for the calling thread; structures as in linux/capability.h."""
     if _libc.capset(header, sets) != 0:
         raise oserror("capset")
+
+
+def close_range_on_exec(first: int) -> None:
+    """Let exec close every descriptor from `first` on (close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11)."""
+    if _raw(_SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFF_FFFF), _CLOSE_RANGE_CLOEXEC) != 0:
+        raise oserror("close_range")
 
 
 def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:

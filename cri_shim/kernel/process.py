@@ -1,7 +1,7 @@
-"""The only module that makes processes: Popen (vfork) + pidfd + loop reader.
+"""The only module that makes processes: posix_spawn + pidfd + loop reader.
 
-Not for asyncio's own subprocess API (a thread per child before Python 3.12), not for `preexec_fn` (fork instead of
-vfork, unsafe with threads). Invariant: a child that was started here is reaped exactly once, by its pidfd; a child
+Not for asyncio's own subprocess API (a thread per child before Python 3.12), not for what `preexec_fn` does (a fork
+with threads). Invariant: a child that was started here is reaped exactly once, by its pidfd; a child
 that nobody asked for is reaped by the `Reaper` and by nothing else.
 """
 
@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Final
 
 from cri_shim.kernel import libc, pidfd, threads
 from cri_shim.kernel.pipes import Drain, Feed
+from cri_shim.kernel.posix_spawn import posix_spawn
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, ResourceExhausted
 
 UNKNOWN_EXIT: Final = -256  # no signal has this number
@@ -222,7 +222,7 @@ class _Launch:
             self.enter()
         # Held, since in another thread than the loop's the Reaper could see the child before it is claimed.
         with _claims.hold():
-            pid = self._popen()
+            pid = self._execute()
             _claims.add(pid)
         try:
             return Child(pid, pidfd.open_pidfd(pid))
@@ -232,27 +232,16 @@ class _Launch:
             _claims.discard(pid)
             raise
 
-    def _popen(self) -> int:
-        stdin, stdout, stderr = (subprocess.DEVNULL if fd is None else fd for fd in self.streams)
+    def _execute(self) -> int:
         env = inherited_environment() if self.env is None else self.env
         try:
-            process = subprocess.Popen(
-                self.argv,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                env=env,
-                cwd=self.cwd,
-                pass_fds=self.pass_fds,
-                process_group=0,  # a Ctrl-C on the daemon's terminal is for the daemon
-            )
+            # In a process group of its own: a Ctrl-C on the daemon's terminal is for the daemon.
+            return posix_spawn(self.argv, env, cwd=self.cwd, streams=self.streams, pass_fds=self.pass_fds)
         except OSError as error:
             explained = self._explained(error)
             if explained is None:
                 raise
             raise explained from error
-        process.returncode = 0  # from here on the pidfd is in charge: Popen shall neither wait nor warn
-        return process.pid
 
     def _explained(self, error: OSError) -> CriShimError | None:
         program = self.argv[0]

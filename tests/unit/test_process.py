@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cri_shim.kernel import process
+from cri_shim.kernel import libc, process
 from cri_shim.kernel.fs import lock_exclusive
 from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition
 
@@ -315,3 +316,71 @@ async def test_find_processes_by_command_line() -> None:
     await child.wait()
     assert found == [child.pid]
     assert process.find_processes(lambda words: words == command) == []
+
+
+async def test_a_child_has_what_it_is_given_and_nothing_else(tmp_path: Path) -> None:
+    given = os.open(tmp_path, os.O_RDONLY)
+    other = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(other, True)  # as a library may do it
+    try:
+        done = await process.run([SHELL, "-c", "ls -l /proc/$$/fd"], timeout=5, pass_fds=(given,))
+    finally:
+        os.close(given)
+        os.close(other)
+    found = {line.split()[8]: line.split()[-1] for line in done.stdout.decode().splitlines() if " -> " in line}
+    assert found.keys() == {"0", "1", "2", str(given)}
+    assert (found["0"], found[str(given)]) == ("/dev/null", str(tmp_path))
+
+
+async def test_signals_that_python_ignores_are_as_usual_in_a_child() -> None:
+    done = await process.run([SHELL, "-c", "grep SigIgn /proc/self/status"], timeout=5)
+    ignored = int(done.stdout.split()[1], 16)
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+async def test_the_path_is_that_of_the_environment_of_the_child(tmp_path: Path) -> None:
+    program = tmp_path / "greet"
+    program.write_text("#!/bin/sh\necho $GREETING\n")
+    program.chmod(0o755)
+    done = await process.run(["greet"], timeout=5, env={"PATH": f"/nowhere:{tmp_path}", "GREETING": "hello"})
+    assert done.stdout == b"hello\n"
+    with pytest.raises(FailedPrecondition, match="program greet is missing"):
+        await process.run(["greet"], timeout=5, env={"PATH": "/nowhere"})
+
+
+async def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        await process.run([SHELL, "-c", "pwd"], timeout=5, cwd=tmp_path / "nowhere")
+    done = await process.run(["pwd"], timeout=5, cwd=tmp_path)
+    assert done.stdout.decode().strip() == str(tmp_path)
+    with pytest.raises(ValueError, match="null"):
+        await process.run(["echo", "a\0b"], timeout=5)
+
+
+def test_streams_of_a_parent_that_has_none_of_its_own() -> None:
+    """A service that was started with its first descriptors closed: pipes have their numbers."""
+    script = """if True:
+        import os
+        from cri_shim.kernel import process
+        result = os.dup(1)
+        os.closerange(0, 3)
+        read_end, write_end = os.pipe()
+        other = os.dup(write_end)
+        assert (read_end, write_end, other) == (0, 1, 2)
+        child = process.spawn(["sh", "-c", "echo out; echo err >&2"], stdout=other, stderr=write_end)
+        os.waitpid(child.pid, 0)
+        os.write(result, b"".join(sorted(os.read(read_end, 100).splitlines(True))))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=30)
+    assert (done.stdout, done.stderr) == (b"err\nout\n", b"")
+
+
+async def test_before_linux_5_11_descriptors_are_closed_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(first: int) -> None:
+        raise OSError(errno.EINVAL, "close_range")
+
+    monkeypatch.setattr(libc, "close_range_on_exec", missing)
+    await test_a_child_has_what_it_is_given_and_nothing_else(tmp_path)
