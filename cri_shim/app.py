@@ -25,7 +25,7 @@ from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
-from cri_shim.kernel import apparmor, fs, mounts, notify, pauses, process, selinux
+from cri_shim.kernel import apparmor, fs, mounts, notify, pauses, process, selinux, turns
 from cri_shim.loader import HandlerOptions, handler_options
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.layout import Layout
@@ -59,7 +59,8 @@ def serve(file: Path | None, listen: str | None) -> int:
     log.configure(config.log.level, config.log.format)
     _warn_of_what_has_no_effect(config)
     os.umask(0o022)
-    status = asyncio.run(_run(file, config, options, Path(listen or config.listen)))
+    with asyncio.Runner(loop_factory=turns.new_loop) as runner:
+        status = runner.run(_run(file, config, options, Path(listen or config.listen)))
     # Threads of the Wasm engine outlive the guests; a normal interpreter exit under them aborts the process.
     os._exit(status)
 

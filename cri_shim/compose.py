@@ -26,6 +26,7 @@ from cri_shim.adapters.layer_usage import LayerSizes
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.network import Network
+from cri_shim.adapters.pace import pace_of_this_machine
 from cri_shim.adapters.registry import Registry
 from cri_shim.adapters.registry_auth import RegistryAuth
 from cri_shim.adapters.stats import StatsReader
@@ -387,6 +388,7 @@ def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exi
         limits={"oom_score_adj": _lowest_oom_score_adj()},
         capabilities=caps.effective(),
         apparmor=AppArmor(),
+        starts=pace_of_this_machine(),
         exited=exits.exited,
     )
     live: dict[str, Handler] = {}

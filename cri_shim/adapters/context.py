@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.pace import Pace
 from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.model.container import Exit
@@ -30,5 +31,7 @@ class HandlerContext:
     """The daemon's own set, names without CAP_: no container can be given more."""
     apparmor: AppArmor
     """The default profile and those that are loaded."""
+    starts: Pace
+    """Turns for starting a container, or a further process in one."""
     exited: Callable[[ContainerId, Exit], None]
     """Called in the event loop when a started container has ended, exactly once."""

@@ -145,6 +145,7 @@ class Server:
             task = asyncio.create_task(self._converse(connection))
             self._waiting[task] = None
             task.add_done_callback(self._ended)
+            await asyncio.sleep(0)  # `sock_accept` does not wait while clients do: a crowd would all come in one turn
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._waiting.pop(task, None)

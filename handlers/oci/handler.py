@@ -127,8 +127,9 @@ class OciHandler:
         enter = await self._runtime.create_enter()
         try:
             profiles = await self._context.apparmor.profiles()
-            launched = await asyncio.to_thread(self._launch, plan, enter, profiles)
-            supervised = await self._monitors.created(launched, plan.process.args)
+            async with self._context.starts.turn():
+                launched = await asyncio.to_thread(self._launch, plan, enter, profiles)
+                supervised = await self._monitors.created(launched, plan.process.args)
         except BaseException:
             # What cannot be deleted either is not the cause; the caller deletes again, and says so then.
             with contextlib.suppress(CriShimError, OSError):
@@ -141,7 +142,8 @@ class OciHandler:
         container = self._known(container_id)
         files = container.supervised.launch.files
         try:
-            await self._runtime.start(container_id, files.runtime_log, container.command)
+            async with self._context.starts.turn():
+                await self._runtime.start(container_id, files.runtime_log, container.command)
             if not await self._monitors.executed(container.supervised):
                 await self._raise_if_not_executed(container)
         except BaseException:
@@ -195,14 +197,14 @@ class OciHandler:
 
     async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
         """Start a further process; see `Handler`."""
-        container = self._running(container_id)
-        starting = asyncio.ensure_future(self._exec(container, request))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                await asyncio.shield(_discard(await starting))
-            raise
+        async with self._context.starts.turn():
+            starting = asyncio.ensure_future(self._exec(self._running(container_id), request))
+            try:
+                return await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                with contextlib.suppress(Exception):
+                    await asyncio.shield(_discard(await starting))
+                raise
 
     async def attach(self, container_id: ContainerId, *, stdin: bool) -> Attachment:
         """Connect to conmon, which copies all output to every client; see `Handler`."""

@@ -25,23 +25,23 @@ _run = app._run  # noqa: SLF001  the coroutine that is the daemon
 
 async def watched(*arguments: Any) -> int:
     loop = asyncio.get_running_loop()
-    own: list[float] = []
+    turns: list[float] = []
     turn = loop._run_once  # type: ignore[attr-defined]  # noqa: SLF001  one turn of the loop
 
     def timed_turn() -> None:
         begin = time.thread_time()
         turn()
-        own.append(time.thread_time() - begin)
+        turns.append(time.thread_time() - begin)
 
     loop._run_once = timed_turn  # type: ignore[attr-defined]  # noqa: SLF001
     async with measured_lag() as lag:
 
         def begin() -> None:
-            lag.samples.clear()
-            own.clear()
+            lag.clear()
+            turns.clear()
 
         def report() -> None:
-            figures = {"lag": lag.samples, "own": own}
+            figures = {"lag": lag.samples, "own": lag.own, "turns": turns}
             file = Path(os.environ[REPORT])
             file.with_suffix(".new").write_text(json.dumps(figures))
             file.with_suffix(".new").rename(file)

@@ -20,6 +20,7 @@ import pytest
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.pace import pace_of_this_machine
 from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.kernel import caps
@@ -102,6 +103,7 @@ class Bench:
             limits={"oom_score_adj": 0},
             capabilities=caps.effective(),
             apparmor=AppArmor(),
+            starts=pace_of_this_machine(),
             exited=self._exited,
         )
 

@@ -147,7 +147,7 @@ from handlers.wasmtime import kind
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.model.layout import Layout
 from pathlib import Path
-context = HandlerContext(Layout(Path("/r"), Path("/s")), None, None, None, "", {}, frozenset(), None, print)
+context = HandlerContext(Layout(Path("/r"), Path("/s")), None, None, None, "", {}, frozenset(), None, None, print)
 handler = kind.make("wasm", kind.OPTIONS(), context)
 assert "wasmtime" not in sys.modules, "loaded"
 assert threading.active_count() == 1
