@@ -108,8 +108,8 @@ class Cgroups:
                 self._move(pid, dict.fromkeys(own, wanted))
                 return wanted
             slice_name, scope = monitor_scope(parent, container_id)
-            systemd.start_scope(scope, pid, slice_name)
-            if _until(lambda: f"/{wanted}\n" in _read_if_there(Path(f"/proc/{pid}/cgroup")), _SCOPE_SECONDS):
+            systemd.start_scope(scope, pid, slice_name, description="conmon of a container")
+            if comes_into(pid, wanted):
                 return wanted
         with contextlib.suppress(OSError):
             self._move(pid, {root: f"{path}/monitors".lstrip("/") for root, path in own.items()})
@@ -262,6 +262,11 @@ class Cgroups:
     def _read_memory(self, parent: str, container_id: str, file: str) -> str:
         directory = self._memory_dir(parent, container_id)
         return "" if directory is None else _read_if_there(directory / file)
+
+
+def comes_into(pid: int, place: str) -> bool:
+    """Wait until systemd has moved a process; False when it has not within 5 s."""
+    return _until(lambda: f"/{place}\n" in _read_if_there(Path(f"/proc/{pid}/cgroup")), _SCOPE_SECONDS)
 
 
 def _oom_kills(events: str) -> int:

@@ -59,8 +59,15 @@ def cgroup_dir(parent: str, container_id: str, driver: Driver) -> str:
     """The container's directory, relative to a hierarchy's root: what the runtime makes of the path above."""
     _check_form(parent, driver)
     if driver is Driver.SYSTEMD:
-        return _join(_expand_slice(_slice_name(parent)), f"{SCOPE_PREFIX}-{container_id}.scope")
+        slice_name, scope = container_scope(parent, container_id)
+        return _join(_expand_slice(slice_name), scope)
     return _join(parent, container_id)
+
+
+def container_scope(parent: str, container_id: str) -> tuple[str, str]:
+    """The same for systemd: the slice, and the name of the scope in it."""
+    _check_form(parent, Driver.SYSTEMD)
+    return _slice_name(parent), f"{SCOPE_PREFIX}-{container_id}.scope"
 
 
 def pod_dir(parent: str, driver: Driver) -> str:

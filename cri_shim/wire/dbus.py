@@ -1,4 +1,4 @@
-"""The D-Bus messages that a scope of systemd needs: one method call out, its answer back.
+"""The D-Bus messages that a scope of systemd needs: a method call out, its answer back.
 
 Not a D-Bus library: no signals, no file descriptors, no types beyond those that are written here. Sans-IO: the socket
 is `cri_shim.kernel.systemd`'s. Invariant: a message is laid out as the D-Bus specification says, little-endian, each
@@ -16,7 +16,7 @@ from typing import Final
 
 FIXED: Final = 16
 """Bytes of a message that say how long it is."""
-_CALL: Final = 1
+_METHOD_CALL: Final = 1
 _RETURN: Final = 2
 _ERROR: Final = 3
 _PATH: Final = 1
@@ -25,8 +25,10 @@ _MEMBER: Final = 3
 _SIGNATURE: Final = 8
 _LARGEST: Final = 1 << 27
 
-Property = str | bool | tuple[int, ...]
-"""A value of type s, b or au."""
+_MANAGER: Final = "org.freedesktop.systemd1.Manager"
+
+Property = str | bool | int | bytes | tuple[int, ...]
+"""A value of type s, b, t, ay or au."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +52,29 @@ def start_scope(name: str, properties: Mapping[str, Property]) -> bytes:
     body = _Writer()
     body.string(name)
     body.string("fail")
-    properties_begin = body.begin_array(8)
-    for key, value in properties.items():
-        body.align(8)
-        body.string(key)
-        body.variant(value)
-    body.end_array(properties_begin)
+    body.properties(properties)
     body.end_array(body.begin_array(8))  # no auxiliary units
+    return _call("StartTransientUnit", "ssa(sv)a(sa(sv))", body)
+
+
+def set_properties(name: str, properties: Mapping[str, Property]) -> bytes:
+    """SetUnitProperties, until the unit goes."""
+    body = _Writer()
+    body.string(name)
+    body.number(True)  # not kept on disk
+    body.properties(properties)
+    return _call("SetUnitProperties", "sba(sv)", body)
+
+
+def _call(method: str, signature: str, body: _Writer) -> bytes:
     fields = {
         _PATH: ("o", "/org/freedesktop/systemd1"),
-        _INTERFACE: ("s", "org.freedesktop.systemd1.Manager"),
-        _MEMBER: ("s", "StartTransientUnit"),
-        _SIGNATURE: ("g", "ssa(sv)a(sa(sv))"),
+        _INTERFACE: ("s", _MANAGER),
+        _MEMBER: ("s", method),
+        _SIGNATURE: ("g", signature),
     }
     head = _Writer()
-    head.data += struct.pack("<cBBBII", b"l", _CALL, 0, 1, len(body.data), 1)
+    head.data += struct.pack("<cBBBII", b"l", _METHOD_CALL, 0, 1, len(body.data), 1)
     fields_begin = head.begin_array(8)
     for code, (kind, text) in fields.items():
         head.align(8)
@@ -149,6 +159,15 @@ class _Writer:
         length_at, begin = begun
         struct.pack_into("<I", self.data, length_at, len(self.data) - begin)
 
+    def properties(self, values: Mapping[str, Property]) -> None:
+        """An array of names and values."""
+        begun = self.begin_array(8)
+        for key, value in values.items():
+            self.align(8)
+            self.string(key)
+            self.variant(value)
+        self.end_array(begun)
+
     def variant(self, value: Property) -> None:
         if isinstance(value, str):
             self.signature("s")
@@ -156,6 +175,14 @@ class _Writer:
         elif isinstance(value, bool):
             self.signature("b")
             self.number(value)
+        elif isinstance(value, int):
+            self.signature("t")
+            self.align(8)
+            self.data += struct.pack("<Q", value)
+        elif isinstance(value, bytes):
+            self.signature("ay")
+            self.number(len(value))
+            self.data += value
         else:
             self.signature("au")
             begun = self.begin_array(4)

@@ -14,6 +14,7 @@ import json
 import os
 import signal as signals
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ _MODULE: Final = TASK.partition(":")[0]
 _MESSAGE: Final = 1 << 16
 _ANSWER_SECONDS: Final = 10.0
 _STATUS_SECONDS: Final = 0.5
+_SCOPE_SECONDS: Final = 1.0
+_SCOPE_PAUSE: Final = 0.02
 _KILLED: Final = 128 + signals.SIGKILL
 _LOST: Final = 255
 
@@ -67,7 +70,7 @@ class Files:
 
     @property
     def note(self) -> Path:
-        """`PID STARTTIME`: together they name one process for ever."""
+        """`PID STARTTIME KILLS`: the first two name one process for ever; OOM kills that were there before it."""
         return self.bundle / "worker.pid"
 
     @property
@@ -187,6 +190,7 @@ class Workers:
     def __init__(self, context: HandlerContext) -> None:
         self._context = context
         self._zygote = Zygote(preload=(_MODULE,))
+        self._placing = threading.Lock()
 
     @cached_property
     def _cgroups(self) -> ProcessCgroups:
@@ -204,7 +208,7 @@ class Workers:
             msg = f"container {container_id} was prepared for the daemon's process"
             raise Internal(msg)
         files = Files(self._context.layout.bundle(container_id))
-        opened = await asyncio.to_thread(self._prepare, container_id, spec.worker, files)
+        opened = await asyncio.to_thread(self._prepare, spec.worker, files)
         try:
             run, status = await self._fork(container_id, spec, compiled, opened)
         finally:
@@ -274,11 +278,20 @@ class Workers:
 
     def _place_exec(self, pid: int, container_id: ContainerId, worker: WorkerSpec) -> None:
         """Into the container's cgroup, which is made if the container is not in one."""
-        if self._context.cgroups.driver is Driver.SYSTEMD:
-            return  # stays with the daemon: only a process that is there can be given a scope
-        if not self._context.cgroups.processes(worker.cgroup_parent, container_id):
-            self._cgroups.make(worker.cgroup_parent, container_id, {})
-        self._cgroups.place(pid, worker.cgroup_parent, container_id)
+        with self._placing:
+            deadline = time.monotonic() + _SCOPE_SECONDS
+            while True:
+                with contextlib.suppress(OSError):
+                    self._cgroups.join(pid, worker.cgroup_parent, container_id)
+                    return
+                try:
+                    self._cgroups.enter(pid, worker.cgroup_parent, container_id, {})
+                except FailedPrecondition:  # the scope of a process that has just ended may still be there
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_SCOPE_PAUSE)
+                else:
+                    return
 
     async def aclose(self) -> None:
         """Let go of all; they run on."""
@@ -294,20 +307,20 @@ class Workers:
     def remove(self, container_id: ContainerId, cgroup_parent: str) -> None:
         """Kill what runs, remove cgroup and files. Blocks. Gone is success; DeadlineExceeded when it does not die."""
         files, cgroups = Files(self._context.layout.bundle(container_id)), self._context.cgroups
-        child = _note(files)
-        if child is not None and process.is_alive(*child):
+        note = _note(files)
+        if note is not None and process.is_alive(note.pid, note.started):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child[0], signals.SIGKILL)
+                os.kill(note.pid, signals.SIGKILL)
         if not cgroups.kill_all(cgroup_parent, container_id):
             msg = f"the Wasm worker of container {container_id} does not end"
             raise DeadlineExceeded(msg, hint="it may be stuck in the kernel (state D)")
         cgroups.remove(cgroup_parent, container_id)
         files.remove()
 
-    def _prepare(self, container_id: ContainerId, worker: WorkerSpec, files: Files) -> _Opened:
+    @staticmethod
+    def _prepare(worker: WorkerSpec, files: Files) -> _Opened:
         files.remove()
         files.empty.mkdir(mode=0o755)
-        self._cgroups.make(worker.cgroup_parent, container_id, worker.limits)
         return _Opened(files, worker.netns)
 
     async def _fork(
@@ -332,9 +345,11 @@ class Workers:
         return WorkerRun(container_id, spec, opened.files, child.process, self._context, channel), child.status
 
     def _place(self, run: WorkerRun) -> None:
-        self._cgroups.place(run.process.pid, run.worker.cgroup_parent, run.container_id)
-        started = process.process_start_time(run.process.pid) or 0
-        fs.atomic_write(run.files.note, f"{run.process.pid} {started}".encode(), 0o600)
+        pid, worker = run.process.pid, run.worker
+        kills = self._context.cgroups.unclaimed_oom_kills(worker.cgroup_parent, run.container_id)
+        note = f"{pid} {process.process_start_time(pid) or 0} {kills}"
+        fs.atomic_write(run.files.note, note.encode(), 0o600)
+        self._cgroups.enter(pid, worker.cgroup_parent, run.container_id, worker.limits)
 
     def _watch(self, run: WorkerRun, ended: Callable[[Exit], None], status: asyncio.Future[int] | None) -> None:
         async def watch() -> None:
@@ -353,12 +368,18 @@ class Workers:
         with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(files.exit.read_bytes(), type=Exit)
         at = time.time_ns()
-        if worker is not None and self._context.cgroups.oom_kills(worker.cgroup_parent, container_id):
+        if worker is not None and self._was_out_of_memory(container_id, worker, files):
             return Exit(code=_KILLED, at=at, reason=Reason.OOM_KILLED, message="the memory limit was reached")
         if code is not None and code < 0:
             name = signals.Signals(-code).name
             return Exit(code=128 - code, at=at, reason=Reason.ERROR, message=f"the worker was ended by {name}")
         return Exit(code=_LOST, at=at, reason=Reason.UNKNOWN, message="the worker is gone and left no exit status")
+
+    def _was_out_of_memory(self, container_id: ContainerId, worker: WorkerSpec, files: Files) -> bool:
+        cgroups, note = self._context.cgroups, _note(files)
+        if cgroups.driver is Driver.SYSTEMD and note is not None:  # the scope has gone, and its counter with it
+            return cgroups.oom_killed_since(worker.cgroup_parent, container_id, note.oom_kills)
+        return bool(cgroups.oom_kills(worker.cgroup_parent, container_id))
 
 
 class _Opened:
@@ -496,10 +517,16 @@ def _short(path: Path, stack: contextlib.ExitStack) -> str:
     return f"/proc/self/fd/{directory}/{path.name}"
 
 
-def _note(files: Files) -> tuple[int, int] | None:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        pid, started = files.note.read_text(encoding="ascii").split()
-        return int(pid), int(started)
+@dataclass(frozen=True, slots=True)
+class _Note:
+    pid: int
+    started: int
+    oom_kills: int = 0
+
+
+def _note(files: Files) -> _Note | None:
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        return _Note(*map(int, files.note.read_text(encoding="ascii").split()))
     return None
 
 
@@ -509,9 +536,9 @@ def _running(files: Files) -> process.Child | None:
     if noted is None:
         return None
     with contextlib.suppress(ProcessLookupError):
-        fd = pidfd.open_pidfd(noted[0])
-        if process.process_start_time(noted[0]) == noted[1]:
-            return process.Child(noted[0], fd)
+        fd = pidfd.open_pidfd(noted.pid)
+        if process.process_start_time(noted.pid) == noted.started:
+            return process.Child(noted.pid, fd)
         os.close(fd)
     return None
 

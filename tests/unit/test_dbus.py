@@ -50,6 +50,21 @@ def test_the_call_is_laid_out_as_the_specification_says() -> None:
     assert message[16 + -(-len(FIELDS) // 8) * 8 :] == BODY
 
 
+def test_values_of_all_types_and_the_other_call() -> None:
+    message = dbus.set_properties("a.scope", {"M": 1 << 40, "C": b"\x05", "B": False})
+    assert len(message) == 16 + dbus.rest_of(message[:16])
+    assert b"\x11\0\0\0SetUnitProperties\0" in message
+    # By hand again: the array is padded to 8, and so is the number in it.
+    body = (
+        b"\x07\0\0\0a.scope\0" + b"\x01\0\0\0"
+        + b"\x40\0\0\0" + bytes(4)
+        + b"\x01\0\0\0M\0\x01t\0" + bytes(7) + b"\0\0\0\0\0\x01\0\0"
+        + b"\x01\0\0\0C\0\x02ay\0" + bytes(2) + b"\x01\0\0\0\x05" + bytes(7)
+        + b"\x01\0\0\0B\0\x01b\0" + bytes(3) + b"\0\0\0\0"
+    )  # fmt: skip
+    assert message.endswith(body)
+
+
 def test_answers() -> None:
     assert dbus.parse(RETURN) == dbus.Answer(None)
     assert dbus.parse(error(b"Unit exists.")) == dbus.Answer("Unit exists.")
@@ -101,7 +116,7 @@ def test_a_scope_is_made(tmp_path: Path) -> None:
         peer.sendall(SIGNAL + RETURN)
 
     with manager(tmp_path / "m", serve):
-        systemd.start_scope("x.scope", 7, "y.slice", manager=tmp_path / "m")
+        systemd.start_scope("x.scope", 7, "y.slice", description="of a test", manager=tmp_path / "m")
     assert heard.startswith(b"\0AUTH EXTERNAL ")
     assert b"\r\nBEGIN\r\nl\x01" in heard
     assert b"x.scope" in heard
@@ -111,7 +126,7 @@ def test_a_scope_is_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ([OK, error(b"Unit x.scope was already loaded.")], "does not make x.scope: Unit x.scope was already loaded"),
+        ([OK, error(b"Unit x.scope was already loaded.")], "systemd refuses x.scope: Unit x.scope was already loaded"),
         ([b"REJECTED\r\n"], "does not take our credentials"),
         ([b""], "does not take our credentials"),
         ([OK, b"no message at all"], "not a D-Bus message"),
@@ -120,12 +135,12 @@ def test_a_scope_is_made(tmp_path: Path) -> None:
 )
 def test_a_manager_that_refuses(tmp_path: Path, answers: list[bytes], message: str) -> None:
     with manager(tmp_path / "m", answering(*answers)), pytest.raises(OSError, match=message):
-        systemd.start_scope("x.scope", 7, "y.slice", manager=tmp_path / "m")
+        systemd.start_scope("x.scope", 7, "y.slice", description="of a test", manager=tmp_path / "m")
 
 
 def test_a_manager_that_hangs_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "_SECONDS", 0.1)
     with manager(tmp_path / "m", lambda peer: peer.recv(4096) and peer.recv(4096)), pytest.raises(TimeoutError):
-        systemd.start_scope("x.scope", 7, "y.slice", manager=tmp_path / "m")
+        systemd.start_scope("x.scope", 7, "y.slice", description="of a test", manager=tmp_path / "m")
     with pytest.raises(FileNotFoundError):
-        systemd.start_scope("x.scope", 7, "y.slice", manager=tmp_path / "none")
+        systemd.start_scope("x.scope", 7, "y.slice", description="of a test", manager=tmp_path / "none")
