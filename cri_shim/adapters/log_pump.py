@@ -8,6 +8,7 @@ text and never stops its container; what is in the file stays whole entries.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -94,6 +95,16 @@ def open_log(path: Path) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     os.fchmod(fd, _MODE)  # whatever the umask
     return fd
+
+
+def _read(fd: int) -> bytes:
+    """Empty at the end, which a terminal says by EIO: nobody has it open any more."""
+    try:
+        return os.read(fd, _BATCH)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
 
 
 @dataclass(slots=True, eq=False)
@@ -225,7 +236,7 @@ class LogPump:
 
     def _read(self, epoll: select.epoll, fd: int) -> None:
         output = self._outputs[fd]
-        data = os.read(fd, _BATCH)
+        data = _read(fd)
         # A clock that is set back must not make entries sort before those that are in the file.
         self._last = at = max(self._last, time.time_ns())
         entries = output.splitter.feed(data, at) if data else output.splitter.finish(at)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import struct
 import termios
 
@@ -21,6 +22,17 @@ def set_size(master: int, size: TerminalSize) -> None:
     """Of the window; the kernel sends SIGWINCH to the processes in the foreground when it has changed."""
     with contextlib.suppress(OSError):
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *_rows_and_columns(size), 0, 0))
+
+
+def make_own(slave: int) -> None:
+    """Make it the three standard streams, and the terminal of the calling process, which leads a session. OSError.
+
+    From now on its special characters (Ctrl-C) are signals to this process.
+    """
+    for number in range(3):
+        os.dup2(slave, number)
+    os.close(slave)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def end_of_file(master: int) -> bytes:

@@ -30,7 +30,7 @@ from handlers.wasmtime.ending import Ending, exit_from
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
-from handlers.wasmtime.output import Output, Plain
+from handlers.wasmtime.output import Output, Plain, Terminal
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.socket_calls import Calls
 from handlers.wasmtime.wasi import wasi_config
@@ -70,7 +70,7 @@ class Services:
     told: Told
     ready: Callable[[], None] = lambda: None
     """Called by the guest's thread when all that it needs is open, before its first instruction."""
-    streams: Callable[[str], Output | Plain] = Output
+    streams: Callable[[str], Output | Terminal | Plain] = Output
     """Opens the output, by the path of the log."""
 
 
@@ -79,7 +79,7 @@ class Linked:
     """A program that can run: `execute` does, to the end."""
 
     store: wasmtime.Store
-    output: Output | Plain
+    output: Output | Terminal | Plain
     execute: Callable[[], Ending]
 
 
@@ -111,8 +111,8 @@ class Guest:
         self._thread = 0
         self._thread_lock = threading.Lock()
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
-        self.output: Output | None = None
-        self.has_input = bool(spec.stdin)
+        self.output: Output | Terminal | None = None
+        self.has_input = bool(spec.stdin) or spec.terminal
         self._keeper = -1
         self.socket_calls: Calls | None = None
         self.meter = Meter()
@@ -258,7 +258,7 @@ class Guest:
     def _drained(self) -> None:
         self._told.ended(self._exit)
 
-    def give_files(self, store: wasmtime.Store, resources: ExitStack) -> Output | Plain:
+    def give_files(self, store: wasmtime.Store, resources: ExitStack) -> Output | Terminal | Plain:
         """Log, streams and directories. The last thing that can fail: from here on the pump tells the end."""
         output = self._streams(self.spec.log_path)
         resources.callback(output.close)
@@ -269,7 +269,7 @@ class Guest:
             resources.callback(self.end_input)
         store.set_wasi(wasi_config(self.spec, output))
         output.hand_over(self._pump, self._drained)
-        if isinstance(output, Output):
+        if not isinstance(output, Plain):
             self.output = output
         return output
 

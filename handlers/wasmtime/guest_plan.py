@@ -42,8 +42,9 @@ def guest_spec(
         nice=0,
         cpus=(),
         log_path=str(plan.log_path) if plan.log_path is not None else "",
-        stdin=str(plan.bundle / STDIN) if plan.config.stdin else "",
+        stdin=str(plan.bundle / STDIN) if plan.config.stdin and not plan.config.tty else "",
         stdin_once=plan.config.stdin_once,
+        terminal=plan.config.tty,
         graceful=wishes.graceful(plan),
         identity=identity,
     )
@@ -69,19 +70,25 @@ def as_worker(spec: GuestSpec, worker: WorkerSpec) -> GuestSpec:
     )
 
 
-def further(spec: GuestSpec, entry: Entry, args: Sequence[str], *, has_input: bool) -> GuestSpec:
+def further(
+    spec: GuestSpec, entry: Entry, args: Sequence[str], *, has_input: bool = False, terminal: bool = False
+) -> GuestSpec:
     """A further process of the same container: other arguments, streams of its own, nothing to listen on."""
+    env = tuple(variable for variable in spec.env if variable[0] != _LISTEN_FDS)
+    if terminal and "TERM" not in dict(env):
+        env = (*env, ("TERM", "xterm"))
     return msgspec.structs.replace(
         spec,
         entry=entry,
         argv=(split_function(args[0])[0], *args[1:]),
-        env=tuple(variable for variable in spec.env if variable[0] != _LISTEN_FDS),
+        env=env,
         worker=spec.identity,
         listen=None,
         graceful=False,
         log_path="",
         stdin="/proc/self/fd/0" if has_input else "",
         stdin_once=False,
+        terminal=terminal,
     )
 
 

@@ -94,3 +94,5 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     stdin: str = ""
     """A FIFO; empty = standard input is at its end from the start."""
     stdin_once: bool = False
+    terminal: bool = False
+    """All three standard streams are a terminal of its own; it has a worker then."""

@@ -25,7 +25,7 @@ from cri_shim.adapters.context import HandlerContext
 from cri_shim.kernel import fs
 from cri_shim.kernel.pauses import load
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
-from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
+from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from cri_shim.model.handler import (
     Attachment,
     ContainerPlan,
@@ -236,9 +236,6 @@ class WasmtimeHandler:
         if container.run is None or not container.running:
             msg = f"container {container_id[:SHORT]} is not running"
             raise FailedPrecondition(msg)
-        if isinstance(request, TerminalRequest):
-            msg = "tty: a Wasm module has no terminal"
-            raise Unimplemented(msg, hint="exec without one (kubectl exec without -t)")
         if self._daemon_uid != 0:
             msg = "exec into a Wasm container needs a process of its own, which only a daemon with root can make"
             raise FailedPrecondition(msg)
@@ -249,8 +246,10 @@ class WasmtimeHandler:
             program = facts(container.spec, request.args, self._processes(container, number, request))
         else:
             program = await self._compiled(entry)
-        has_input = request.stdin is not None
-        spec = further(container.spec, entry or container.spec.entry, request.args, has_input=has_input)
+        terminal = isinstance(request, TerminalRequest)
+        has_input = not isinstance(request, TerminalRequest) and request.stdin is not None
+        entry = entry or container.spec.entry
+        spec = further(container.spec, entry, request.args, has_input=has_input, terminal=terminal)
         session = await self._workers.exec(container_id, spec, program, request)
         container.sessions[session] = number
         return session
@@ -262,7 +261,7 @@ class WasmtimeHandler:
         return path
 
     @staticmethod
-    def _processes(container: _Container, number: int, request: ExecRequest) -> tuple[Process, ...]:
+    def _processes(container: _Container, number: int, request: ExecRequest | TerminalRequest) -> tuple[Process, ...]:
         """All that run now, and the one that is to be."""
         others = ((number, session) for session, number in container.sessions.items() if session.pid)
         return (

@@ -68,6 +68,9 @@ class GuestRun:
         if self.guest.output is not None:
             self.guest.output.tap(end)
 
+    async def terminal(self) -> int:
+        return -1
+
     async def end_input(self) -> None:
         self.guest.end_input()
 

@@ -1,4 +1,4 @@
-"""The two pipes between a guest and the log thread.
+"""The two pipes, or the terminal, between a guest and the log thread.
 
 Not the log. Invariant: a descriptor made here is closed exactly once, by `close` or by the log thread.
 """
@@ -10,10 +10,22 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from cri_shim.adapters.log_pump import LogFile, LogPump
+from cri_shim.kernel import tty
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.crilog import Stream
+
+STANDARD_STREAMS: Final = (0, 1, 2)
+
+
+def _log(path: str) -> LogFile:
+    try:
+        return LogFile(Path(path) if path else None)
+    except OSError as error:
+        msg = f"cannot open the container's log {path}: {error.strerror}"
+        raise FailedPrecondition(msg) from error
 
 
 class Output:
@@ -21,11 +33,7 @@ class Output:
 
     def __init__(self, log_path: str) -> None:
         """FailedPrecondition when the log cannot be opened, OSError when the daemon is out of descriptors."""
-        try:
-            self.log = LogFile(Path(log_path) if log_path else None)
-        except OSError as error:
-            msg = f"cannot open the container's log {log_path}: {error.strerror}"
-            raise FailedPrecondition(msg) from error
+        self.log = _log(log_path)
         self._open: list[int] = []
         try:
             self._stdout, self._stderr = self._pipe(), self._pipe()
@@ -77,6 +85,47 @@ class Output:
     def _close(self, fd: int) -> None:
         self._open.remove(fd)
         os.close(fd)
+
+
+class Terminal:
+    """A new terminal as the standard streams of a process that is the guest's alone, and the process's own terminal.
+
+    What the guest writes to it, and what it echoes, is one stream of the log.
+    """
+
+    stdout_path = "/proc/self/fd/1"
+    stderr_path = "/proc/self/fd/2"
+
+    def __init__(self, log_path: str) -> None:
+        """As of `Output`."""
+        self.log = _log(log_path)
+        try:
+            self.master, slave = os.openpty()
+        except BaseException:
+            self.log.close()
+            raise
+        tty.make_own(slave)
+        self._handed_over = False
+
+    def hand_over(self, pump: LogPump, drained: Callable[[], None]) -> None:
+        """The pump takes the log and reads the terminal, until the guest has ended."""
+        self._pump, self._handed_over = pump, True
+        self._pumped = pump.attach(self.log, {Stream.STDOUT: os.dup(self.master)}, drained)
+
+    def tap(self, end: socket.socket) -> None:
+        """As of `Output`."""
+        self._pump.tap(self._pumped, end)
+
+    def say(self, text: str) -> None:
+        """As of `Output`."""
+        os.write(1, text.encode(errors="replace") + b"\n")
+
+    def close(self) -> None:
+        """The pump reads the end when nothing has the terminal open any more."""
+        if not self._handed_over:
+            self.log.close()
+        for number in STANDARD_STREAMS:
+            os.close(number)
 
 
 class Plain:

@@ -44,6 +44,8 @@ def place(
     placement = _wanted(plan, default)
     if placement.isolation is Isolation.IN_PROCESS and component:
         placement = Placement(Isolation.PROCESS, "it is a component, which only its process can end")
+    if placement.isolation is Isolation.IN_PROCESS and plan.config.tty:
+        placement = Placement(Isolation.PROCESS, "it has a terminal, which sends signals to processes")
     if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
         placement = Placement(Isolation.PROCESS, why)
     if placement.isolation is Isolation.PROCESS and daemon_uid != 0:

@@ -54,7 +54,6 @@ _LOCALHOST: Final = pb.SecurityProfile.Localhost
 _NOT_YET: Final = "is not supported for a Wasm container yet"
 
 _RULES: Final = (
-    _Rule("tty", lambda c: c.tty, f"a terminal {_NOT_YET}", Unimplemented),
     _Rule("devices", lambda c: bool(c.devices), "a Wasm module has no access to devices"),
     _Rule("CDI_devices", lambda c: bool(c.CDI_devices), "a Wasm module has no access to devices"),
     _Rule(

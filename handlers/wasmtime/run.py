@@ -37,6 +37,10 @@ class Run(Protocol):
         """Copy the output from now on to `end`, which is the run's to close; see `LogPump.tap`."""
         ...
 
+    async def terminal(self) -> int:
+        """The master end of its terminal, the caller's to close; -1 without one. FailedPrecondition: it has ended."""
+        ...
+
     async def end_input(self) -> None:
         """The daemon's clients have no more input, and there will be no others."""
         ...

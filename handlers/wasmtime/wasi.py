@@ -6,20 +6,22 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.guest_spec import GuestSpec
-from handlers.wasmtime.output import Output, Plain
+from handlers.wasmtime.output import Output, Plain, Terminal
 
 
-def wasi_config(spec: GuestSpec, output: Output | Plain) -> wasmtime.WasiConfig:
+def wasi_config(spec: GuestSpec, output: Output | Terminal | Plain) -> wasmtime.WasiConfig:
     """FailedPrecondition names what cannot be opened."""
     config = wasmtime.WasiConfig()
-    settings = {
-        "argv": list(spec.argv),
-        "env": list(spec.env),
-        "stdout_file": output.stdout_path,
-        "stderr_file": output.stderr_path,
-    }
-    if spec.stdin:
-        settings["stdin_file"] = spec.stdin
+    settings: dict[str, object] = {"argv": list(spec.argv), "env": list(spec.env)}
+    if spec.terminal:
+        # Only of these does the engine find out, and tell the guest, that they are a terminal.
+        config.inherit_stdin()
+        config.inherit_stdout()
+        config.inherit_stderr()
+    else:
+        settings |= {"stdout_file": output.stdout_path, "stderr_file": output.stderr_path}
+        if spec.stdin:
+            settings["stdin_file"] = spec.stdin
     for name, value in settings.items():
         setattr(config, name, value)
     for number in range(len(spec.listen.ports) if spec.listen is not None else 0):

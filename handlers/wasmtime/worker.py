@@ -26,7 +26,7 @@ import msgspec
 import wasmtime
 
 from cri_shim.adapters.log_pump import LogPump
-from cri_shim.kernel import credentials, libc
+from cri_shim.kernel import credentials, libc, tty
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from handlers.wasmtime.component import link_component
@@ -34,7 +34,7 @@ from handlers.wasmtime.core_module import link_module
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest import Guest, Services
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
-from handlers.wasmtime.output import Plain
+from handlers.wasmtime.output import Output, Plain, Terminal
 from handlers.wasmtime.quota import Throttle
 
 MESSAGE: Final = 1 << 16
@@ -62,11 +62,14 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     worker.wait_for_go()
     try:
         _enter(spec.worker, namespaces)
-        services = Services(LogPump(), Throttle(), worker, worker.shut_up)
+        streams = Terminal if spec.terminal else Output
+        services = Services(LogPump(), Throttle(), worker, worker.shut_up, streams)
         program = link_component if spec.entry.component else link_module
         guest = Guest(arguments["id"], spec, Path(arguments["compiled"]), services, program)
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
+    if spec.terminal:
+        worker.obey_terminal(guest)
     worker.serve(guest)
 
 
@@ -83,6 +86,9 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     for number, fd in enumerate((stdin, stdout, stderr)):
         os.dup2(fd, number)
         os.close(fd)
+    if spec.terminal:
+        tty.make_own(os.dup(0))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if spec.worker is None or not os.read(go, 1):
         os._exit(_SIGKILL)  # the daemon has gone
     os.close(go)
@@ -184,6 +190,13 @@ class _Worker:
     def ended(self, ended: Exit) -> None:
         self._leave(ended)
 
+    def obey_terminal(self, guest: Guest) -> None:
+        """Its signals end the guest, or mean nothing: there is no shell that would go on with what is stopped."""
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, lambda number, _: self._stop(guest, number))
+        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
     def serve(self, guest: Guest) -> NoReturn:
         """Answer the daemon until the guest has ended."""
         poller = select.poll()
@@ -217,6 +230,8 @@ class _Worker:
         elif "tap" in request and guest.output is not None:
             guest.output.tap(socket.socket(fileno=fds[0]))
             self._tell({"tap": True})
+        elif "terminal" in request and isinstance(guest.output, Terminal):
+            socket.send_fds(client, [b'{"terminal": true}'], [guest.output.master])
         elif "end_input" in request:
             guest.end_input()
         return True

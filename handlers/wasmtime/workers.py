@@ -28,12 +28,12 @@ from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.log_pump import open_log
 from cri_shim.adapters.process_cgroup import ProcessCgroups
 from cri_shim.adapters.zygote import LeftChild, Zygote, ZygoteLostError
-from cri_shim.kernel import fs, pidfd, process
+from cri_shim.kernel import fs, pidfd, process, tty
 from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.model import errors
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal
-from cri_shim.model.handler import ExecRequest, HandlerStats, Started
+from cri_shim.model.handler import ExecRequest, HandlerStats, Started, TerminalRequest
 from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.cgroup_plan import Driver
@@ -87,10 +87,10 @@ class Files:
 class WorkerExec:
     """An `ExecSession`."""
 
-    def __init__(self, child: LeftChild, argv: Sequence[str]) -> None:
+    def __init__(self, child: LeftChild, argv: Sequence[str], terminal: int) -> None:
         self._child = child
         self.argv = tuple(argv)
-        self.terminal = -1
+        self.terminal = terminal
 
     @property
     def pid(self) -> int:
@@ -174,6 +174,13 @@ class WorkerRun:
             async with self.asking:
                 await self.channel.ask({"tap": True}, "tap", end.fileno())
 
+    async def terminal(self) -> int:
+        if not self.spec.terminal:
+            return -1
+        async with self.asking:
+            master: int = await self.channel.ask({"terminal": True}, "terminal")
+            return master
+
     async def end_input(self) -> None:
         self.channel.send({"end_input": True})
 
@@ -245,7 +252,7 @@ class Workers:
         return run
 
     async def exec(
-        self, container_id: ContainerId, spec: GuestSpec, program: Path | Facts, request: ExecRequest
+        self, container_id: ContainerId, spec: GuestSpec, program: Path | Facts, request: ExecRequest | TerminalRequest
     ) -> WorkerExec:
         """A further process, of a compiled module or an applet; `spec` has its arguments, and who it is."""
         if spec.worker is None:
@@ -256,7 +263,11 @@ class Workers:
             wait, go = os.pipe2(os.O_CLOEXEC)
             opened.callback(os.close, wait)
             opened.callback(os.close, go)
-            fds = [wait, *await asyncio.to_thread(_exec_descriptors, files, spec.worker.netns, request, opened)]
+            places = await asyncio.to_thread(_exec_places, files, spec.worker.netns, opened)
+            streams, master = _standard_streams(request, opened)
+            if_it_fails = opened.enter_context(contextlib.ExitStack())
+            if master >= 0:
+                if_it_fails.callback(os.close, master)
             arguments = {
                 "id": container_id,
                 "spec": msgspec.json.encode(spec).decode(),
@@ -267,14 +278,15 @@ class Workers:
                     else {"applet": msgspec.json.encode(program).decode()}
                 ),
             }
-            child = await self._zygote.leave(EXEC_TASK, arguments, fds)
+            child = await self._zygote.leave(EXEC_TASK, arguments, [wait, *streams, *places])
             try:
                 await asyncio.to_thread(self._place_exec, child.process.pid, container_id, spec.worker)
                 os.write(go, b"g")
             except BaseException:
                 child.process.kill()
                 raise
-            return WorkerExec(child, spec.argv)
+            if_it_fails.pop_all()
+            return WorkerExec(child, spec.argv, master)
 
     def _place_exec(self, pid: int, container_id: ContainerId, worker: WorkerSpec) -> None:
         """Into the container's cgroup, which is made if the container is not in one."""
@@ -465,8 +477,9 @@ class _Channel:
                     waiting.set_exception(_gone())
 
     def _receive(self) -> None:
+        fds: list[int] = []
         try:
-            data = self.sock.recv(_MESSAGE)
+            data, fds, _, _ = socket.recv_fds(self.sock, _MESSAGE, 1)
         except BlockingIOError:
             return
         except OSError:
@@ -475,29 +488,46 @@ class _Channel:
             self.close()
             return
         for key, value in json.loads(data).items():
+            answer = fds.pop() if fds else value
             if key == "failed":
                 for waiting in self._waiting.values():
                     if not waiting.done():
                         waiting.set_exception(_failure(*value))
             elif (found := self._waiting.get(key)) is not None and not found.done():
-                found.set_result(value)
-            else:
+                found.set_result(answer)
+            elif answer is value:
                 self._early[key] = value
+            else:  # whoever asked has gone
+                os.close(answer)
 
 
-def _exec_descriptors(files: Files, netns: str, request: ExecRequest, opened: contextlib.ExitStack) -> list[int]:
-    """The standard streams and the namespace; what is opened for it is closed by `opened`."""
-    files.empty.mkdir(mode=0o755, exist_ok=True)
+def _standard_streams(request: ExecRequest | TerminalRequest, opened: contextlib.ExitStack) -> tuple[list[int], int]:
+    """Those of a further process, and the master end of its terminal, which is the caller's; -1 without one.
+
+    What is opened for them is closed by `opened`.
+    """
+    if isinstance(request, TerminalRequest):
+        master, slave = os.openpty()
+        opened.callback(os.close, slave)
+        if request.size is not None:
+            tty.set_size(master, request.size)
+        return [slave] * 3, master
     stdin = request.stdin
     if stdin is None:
         stdin, writer = os.pipe2(os.O_CLOEXEC)  # at its end
         os.close(writer)
         opened.callback(os.close, stdin)
-    fds = [stdin, request.stdout, request.stderr]
-    if netns:
-        fds.append(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
-        opened.callback(os.close, fds[-1])
-    return fds
+    return [stdin, request.stdout, request.stderr], -1
+
+
+def _exec_places(files: Files, netns: str, opened: contextlib.ExitStack) -> list[int]:
+    """The directory to be shut up in is made; the descriptor of the network namespace, if it is not the host's."""
+    files.empty.mkdir(mode=0o755, exist_ok=True)
+    if not netns:
+        return []
+    namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, namespace)
+    return [namespace]
 
 
 def _failure(name: str, cause: str, hint: str) -> CriShimError:

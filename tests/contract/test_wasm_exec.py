@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cri_shim.model.container import User
-from cri_shim.model.errors import CannotExecute, CriShimError, FailedPrecondition, Unimplemented
-from cri_shim.model.handler import ContainerPlan, ExecRequest, TerminalRequest
+from cri_shim.model.errors import CannotExecute, CriShimError, FailedPrecondition
+from cri_shim.model.handler import ContainerPlan, ExecRequest
 from tests.contract.wasm_bench import WasmBench, limited, mount, worker_bench
 from tests.support import leftovers, wasm
 
@@ -136,8 +136,6 @@ async def test_it_ends_with_the_container(bench: WasmBench) -> None:
 
 async def test_what_cannot_be_is_refused(bench: WasmBench) -> None:
     plan = await bench.begin(bench.artifact(wasm.SLEEP, "app.wasm"))
-    with pytest.raises(Unimplemented, match="a Wasm module has no terminal"):
-        await bench.handler.exec(plan.id, TerminalRequest(("app.wasm",), None))
     code, _, err = await execute(bench, plan, "app.wasm#nothing")
     assert (code, "exports no function 'nothing'" in err) == (126, True)
     with pytest.raises(CriShimError):

@@ -100,7 +100,6 @@ async def test_mounts_that_cannot_be_honoured_are_refused_by_name(bench: WasmBen
 
 NODE, TARGET = pb.NamespaceMode.NODE, pb.NamespaceMode.TARGET
 REFUSED: Mapping[str, dict[str, Any]] = {
-    "tty": {"tty": True},
     "devices": {"devices": [pb.Device(host_path="/dev/null")]},
     "CDI_devices": {"CDI_devices": [pb.CDIDevice(name="v/c=d")]},
     "annotations": {"annotations": {"cdi.k8s.io/x": "y"}},

@@ -269,13 +269,12 @@ def test_the_longest_waits(site: Site) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        ("tty: true", LATER, "tty"),
         ("mounts { container_path: '/m' host_path: '/etc/passwd/x' }", UNMET, "/etc/passwd/x"),
         ("linux { security_context { capabilities { add_capabilities: 'SYS_ADMIN' } } }", INVALID, "add_capabilities"),
         ("devices { host_path: '/dev/null' }", INVALID, "devices"),
         ("linux { resources { memory_limit_in_bytes: -1 } }", INVALID, "memory_limit_in_bytes"),
     ],
-    ids=["tty", "mount", "capability", "device", "memory"],
+    ids=["mount", "capability", "device", "memory"],
 )
 def test_modules_that_cannot_be(site: Site, wasm_hello: str, text: str, code: grpc.StatusCode, words: str) -> None:
     pod = site.cri.run_pod(site.pod_config(), "wasm")

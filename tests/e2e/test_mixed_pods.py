@@ -258,7 +258,6 @@ def test_what_a_wasm_container_cannot_have_is_refused_by_name(shared_lab: Lab) -
     security = pb.LinuxContainerSecurityContext
     node = pb.NamespaceOption(pid=pb.NODE)
     for config, words in (
-        (pb.ContainerConfig(tty=True), "tty"),
         (pb.ContainerConfig(devices=[pb.Device(host_path="/dev/null", permissions="r")]), "devices"),
         (linux(security(privileged=True)), "privileged"),
         (linux(security(capabilities=pb.Capability(add_capabilities=["NET_ADMIN"]))), "add_capabilities"),

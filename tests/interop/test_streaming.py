@@ -174,6 +174,30 @@ def test_attach_to_a_module(shared_lab: Lab, clients: Interop, registry: images.
 
 
 @TRANSPORTS
+def test_the_terminal_of_a_module(shared_lab: Lab, clients: Interop, registry: images.Registry, transport: str) -> None:
+    lab = shared_lab
+    image = registry.push_wasm("io/cat:1", wasm.CAT)
+    lab.cri.pull(image)
+    config = container_config(image)
+    config.stdin = config.tty = True
+    container = lab.cri.run(lab.pod("wasm"), config)
+    lab.cri.wait_log(container, "ready")
+    with clients.run("attach", transport, f"-container={container}", "-stdin", "-tty") as client:
+        client.type(b"hello\n")
+        client.shows(b"hello\r\nhello\r\n")
+        client.process.kill()
+    with clients.run("exec", transport, f"-container={container}", "-stdin", "-tty", "--", "cat") as client:
+        client.type(b"to exec\n")
+        client.shows(b"to exec\r\nto exec\r\n")
+        client.type(b"\x03")
+        assert client.end()[0] == 130
+    with clients.run("attach", transport, f"-container={container}", "-stdin", "-tty") as client:
+        client.type(b"\x03")
+        assert client.end()[0] == 0
+    assert lab.cri.wait_exit(container).exit_code == 130
+
+
+@TRANSPORTS
 @pytest.mark.parametrize("isolation", ["in-process", "process"])
 def test_exec_into_a_module(
     shared_lab: Lab, clients: Interop, registry: images.Registry, transport: str, isolation: str

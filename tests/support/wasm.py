@@ -18,6 +18,7 @@ _IMPORTS: Final = {
     "environ_get": "(param i32 i32) (result i32)",
     "environ_sizes_get": "(param i32 i32) (result i32)",
     "fd_close": "(param i32) (result i32)",
+    "fd_fdstat_get": "(param i32 i32) (result i32)",
     "fd_fdstat_set_flags": "(param i32 i32) (result i32)",
     "fd_read": "(param i32 i32 i32 i32) (result i32)",
     "fd_write": "(param i32 i32 i32 i32) (result i32)",
@@ -237,6 +238,20 @@ STDIN: Final = _guest(
         (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (i32.load (i32.const 8)))))""",
 )
 """Exits with errno plus the number of bytes that standard input had."""
+
+IS_TERMINAL: Final = _guest(
+    "fd_fdstat_get fd_write",
+    """(func $kind (param $fd i32) (local $at i32)
+      (local.set $at (i32.add (i32.const 1024) (local.get $fd)))
+      (drop (call $fd_fdstat_get (local.get $fd) (i32.const 64)))
+      (i32.store8 (local.get $at) (i32.add (i32.const 48) (i32.load8_u (i32.const 64)))))
+    (func (export "_start")
+      (call $kind (i32.const 0)) (call $kind (i32.const 1)) (call $kind (i32.const 2))
+      (i32.store8 (i32.const 1027) (i32.const 10))
+      (call $write (i32.const 1) (i32.const 1024) (i32.const 4)))""",
+    parts=_WRITE,
+)
+"""Prints the file type of each standard stream, a digit each: 2 is a character device, which isatty(3) looks for."""
 
 CAT: Final = _guest(
     "fd_read fd_write",

@@ -97,6 +97,14 @@ def test_without_root_there_is_no_worker() -> None:
         place(plan(7), IN, [VOLUME], 1000, component=False)
 
 
+def test_a_terminal_needs_a_worker() -> None:
+    asked = plan(of_container="in-process")
+    asked.config.tty = True
+    placement = place(asked, IN, [OWN], 0, component=False)
+    assert placement.isolation is OUT
+    assert "terminal" in placement.why
+
+
 def test_a_component_gets_a_worker_whatever_is_asked_for() -> None:
     placement = place(plan(of_container="in-process"), IN, [OWN], 0, component=True)
     assert placement.isolation is OUT
