@@ -1,8 +1,9 @@
 """The directories that a guest sees, from the root file system and the mounts of its container.
 
 A directory is opened where it lies. WASI opens directories only, so a mount of a single file is bound into one: into a
-view of the root file system, or into a directory that holds nothing else. All of it blocks: call it in a thread.
-Invariant: every mount made here is below `work`, so that `dismantle` needs to know nothing else.
+view of the root file system, or into a directory that holds nothing else. The pod's own files, which nobody changes,
+cost no mount: they are copied into the root file system, or linked into such a directory. All of it blocks: call it in
+a thread. Invariant: every mount made here is below `work`, so that `dismantle` needs to know nothing else.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import os
 import posixpath
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cri_shim.kernel import fs, mounts
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
-from cri_shim.model.handler import ContainerPlan
+from cri_shim.model.handler import ContainerPlan, PodContext
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime.guest_spec import Preopen
 
@@ -46,18 +47,21 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
             msg = f"mounts: host_path {mount.host_path} of {target} is neither a directory nor a file"
             raise InvalidArgument(msg, hint="a Wasm module cannot use sockets, FIFOs or devices")
     _refuse_nested(directories, files)
+    of_pod = _pod_files(plan.pod, (*directories, *files))
     preopens = [
         Preopen(str(mount.source), target, mount.readonly, mount.host_backed) for target, mount in directories.items()
     ]
     if plan.rootfs is not None:
+        for target, source in of_pod.items():
+            _copy_into(plan.rootfs, target, source)
         readonly = plan.config.linux.security_context.readonly_rootfs
         root = _view(plan.rootfs, work / "root", files, readonly=readonly) if files else plan.rootfs
         writable_file = any(not mount.readonly for mount in files.values())
         # The view's own mounts keep the rest of a read-only root file system so.
         host_backed = any(mount.host_backed for mount in files.values())
         preopens.append(Preopen(str(root), "/", readonly and not writable_file, host_backed))
-    elif files:
-        preopens += _file_directories(work / "files", files, may_mount=may_mount)
+    else:
+        preopens += _file_directories(work / "files", files, of_pod, may_mount=may_mount)
     return tuple(preopens)
 
 
@@ -94,6 +98,29 @@ def _refuse_nested(directories: Mapping[str, _Mount], files: Mapping[str, _Mount
             if target.startswith(f"{directory}/"):
                 msg = f"mounts: {target}: a file inside the mount {directory} cannot be mounted for a Wasm container"
                 raise InvalidArgument(msg)
+
+
+def _pod_files(pod: PodContext, taken: Collection[str]) -> dict[str, Path]:
+    """By their places in the container; what a mount of the request is at or hides is left out."""
+    places = {"/etc/hosts": pod.hosts, "/etc/hostname": pod.hostname_file, "/etc/resolv.conf": pod.resolv_conf}
+    return {
+        place: source for place, source in places.items() if not any(f"{place}/".startswith(f"{t}/") for t in taken)
+    }
+
+
+def _copy_into(rootfs: Path, target: str, source: Path) -> None:
+    """In place of a file or a link of the image. A directory of that name stays: it is no place for a file."""
+    with contextlib.suppress(IsADirectoryError, NotADirectoryError):
+        parent = _directory(rootfs, posixpath.dirname(target))
+        try:
+            name = posixpath.basename(target)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+            handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+            with os.fdopen(handle, "wb") as copy:
+                copy.write(source.read_bytes())
+        finally:
+            os.close(parent)
 
 
 def _view(rootfs: Path, view: Path, files: Mapping[str, _Mount], *, readonly: bool) -> Path:
@@ -141,14 +168,19 @@ def _directory(rootfs: Path, path: str) -> int:
     return fs.open_in_root(rootfs, path, flags)
 
 
-def _file_directories(base: Path, files: Mapping[str, _Mount], *, may_mount: bool) -> list[Preopen]:
+def _file_directories(
+    base: Path, files: Mapping[str, _Mount], of_pod: Mapping[str, Path], *, may_mount: bool
+) -> list[Preopen]:
     """Without a root file system: one directory per parent, that holds the files and can hold nothing else."""
     preopens = []
-    for number, parent in enumerate(sorted({posixpath.dirname(target) for target in files})):
+    for number, parent in enumerate(sorted({posixpath.dirname(target) for target in (*files, *of_pod)})):
         place = base / str(number)
         place.mkdir(parents=True)
+        for target, source in of_pod.items():
+            if posixpath.dirname(target) == parent:
+                os.link(source, place / posixpath.basename(target))
         here = {posixpath.basename(t): mount for t, mount in files.items() if posixpath.dirname(t) == parent}
-        if may_mount:
+        if here and may_mount:
             _bind_files(place, here)
         else:
             _copy_files(place, here)

@@ -199,6 +199,44 @@ async def test_the_root_file_system_is_the_guests_root(bench: WasmBench, rootfs:
     assert (rootfs / "srv/made").exists() is not readonly
 
 
+# The pod's own files.
+
+
+@pytest.mark.parametrize("name", ["hosts", "hostname", "resolv.conf"])
+async def test_the_files_of_the_pod_are_there(bench: WasmBench, name: str) -> None:
+    (bench.pod.resolv_conf.parent / name).write_text(f"the pod's {name}\n")
+    plan = bench.artifact(wasm.prints_file(3, name))
+    assert (await bench.finish(plan)).code == 0
+    assert bench.text(plan) == [f"the pod's {name}"]
+    assert (await bench.finish(bench.artifact(wasm.writes_file(3, name, "x")))).code != 0
+    assert (bench.pod.resolv_conf.parent / name).read_text() == f"the pod's {name}\n"
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+async def test_the_files_of_the_pod_go_over_those_of_an_image(bench: WasmBench, rootfs: Path, readonly: bool) -> None:
+    bench.pod.resolv_conf.write_text("nameserver 192.0.2.1\n")
+    (rootfs / "etc/resolv.conf").symlink_to("/run/resolv.conf")
+    (rootfs / "etc/hostname").mkdir()
+    (rootfs / "bin/app").write_bytes(wasm.assemble(wasm.prints_file(3, "etc/resolv.conf")))
+    plan = with_rootfs(bench.artifact(wasm.HELLO, linux=secured(readonly_rootfs=readonly)), rootfs, "app")
+    assert (await bench.finish(plan)).code == 0
+    assert bench.text(plan) == ["nameserver 192.0.2.1"]
+    assert not (rootfs / "run").exists()
+    assert (rootfs / "etc/hostname").is_dir()
+
+
+async def test_a_mount_goes_over_the_files_of_the_pod(bench: WasmBench, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("of the request\n")
+    mounts_asked = {
+        "/etc/hosts": mount(tmp_path / "hosts", "/etc/hosts", readonly=True),
+        "/etc": mount(tmp_path, "/etc", readonly=True),
+    }
+    for place, asked in mounts_asked.items():
+        plan = bench.artifact(wasm.prints_file(3, "hosts"), mounts=[asked])
+        assert (await bench.finish(plan)).code == 0, place
+        assert bench.text(plan) == ["of the request"]
+
+
 # Single files as root: bind mounts, in the private namespace that scripts/test makes.
 
 

@@ -71,8 +71,8 @@ def test_a_linux_sidecar_in_a_wasm_pod(shared_lab: Lab, registry: images.Registr
     assert f" {lab.cri.pod_status(pod).network.ip}/" in shown
     assert lab.cri.exec(sidecar, ["hostname"]).stdout.decode().strip() == pod.config.hostname
 
-    with refused(grpc.StatusCode.NOT_FOUND, "one Wasm module"):
-        lab.cri.exec(main, ["ls"])
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "one Wasm module"):
+        lab.cri.exec(main, ["bash"])
     lab.cri.stop_pod(pod)
     assert [lab.cri.status(container).exit_code for container in (main, sidecar)] == [137, 137]
 
