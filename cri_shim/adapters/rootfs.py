@@ -79,9 +79,7 @@ def prepare(
 
 def remove(layout: Layout, container_id: ContainerId | PodId) -> None:
     """Unmount the root file system, remove the writable layer and the bundle. Gone = success."""
-    target = layout.rootfs(container_id)
-    while mounts.is_mount_point(target):
-        mounts.unmount(target)
+    mounts.unmount_all(layout.rootfs(container_id))
     fs.remove_tree(layout.writable(container_id))
     fs.remove_tree(layout.bundle(container_id))
 

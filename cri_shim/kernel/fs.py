@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from cri_shim.kernel import libc, mounts
+from cri_shim.kernel import libc
 from cri_shim.model.errors import InvalidArgument
 
 _BLOCK: Final = 512
@@ -79,24 +79,23 @@ def spread_children(path: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove `path` and all below it; gone is success, a symlink is removed and not followed.
 
-    OSError EBUSY, with nothing removed, when a mount is at or below `path`. Depth does not matter: each directory's
-    children are first moved up to the top, so a tree nested by a hostile image costs neither stack nor descriptors.
+    OSError EBUSY when a mount is at or below `path`, with nothing removed if it is at most one directory deep; what is
+    mounted is never touched. Depth does not matter: each directory's children are first moved up to the top, so a tree
+    nested by a hostile image costs neither stack nor descriptors.
     """
-    mounted = next((entry for entry in mounts.mountinfo() if entry.target.is_relative_to(path.absolute())), None)
-    if mounted is not None:
-        raise OSError(errno.EBUSY, f"not removed: {mounted.target} is mounted there", os.fspath(path))
     try:
-        top = _open_directory(path)
+        top = _open_top(path)
     except FileNotFoundError:
         return
     except NotADirectoryError:
         path.unlink(missing_ok=True)
         return
     try:
-        device = os.fstat(top).st_dev
+        for name in _directories(top):
+            os.close(_open_directory(name, top))
         while pending := list(_emptied_of_files(top)):
             for name in pending:
-                _hoist_children(name, top, device)
+                _hoist_children(name, top)
     except OSError as error:
         # The names below are relative, and some are our own by now.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
@@ -106,9 +105,28 @@ def remove_tree(path: Path) -> None:
         path.rmdir()
 
 
-def _open_directory(path: str | Path, parent: int | None = None) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, dir_fd=parent)
+def _open_top(path: Path) -> int:
+    parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _open_directory(path.name, parent)
+    finally:
+        os.close(parent)
+
+
+def _open_directory(name: str, parent: int) -> int:
+    """OSError EBUSY when something is mounted on it: the kernel knows, where the mount table would have to be read."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        return libc.openat2(parent, name, flags, libc.RESOLVE_NO_XDEV)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise OSError(errno.EBUSY, f"not removed: {name} is mounted there", name) from error
+
+
+def _directories(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _emptied_of_files(directory: int) -> Iterator[str]:
@@ -122,14 +140,12 @@ def _emptied_of_files(directory: int) -> Iterator[str]:
                     os.unlink(entry.name, dir_fd=directory)
 
 
-def _hoist_children(name: str, top: int, device: int) -> None:
+def _hoist_children(name: str, top: int) -> None:
     try:
         directory = _open_directory(name, top)
     except FileNotFoundError:
         return
     try:
-        if os.fstat(directory).st_dev != device:
-            raise OSError(errno.EBUSY, "not removed: another file system is mounted there", name)
         for child in list(_emptied_of_files(directory)):
             os.rename(child, secrets.token_hex(8), src_dir_fd=directory, dst_dir_fd=top)
     finally:

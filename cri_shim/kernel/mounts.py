@@ -237,14 +237,22 @@ def _escaped(name: str, special: str) -> str:
     return re.sub(f"[{re.escape(special)}]", r"\\\g<0>", name)
 
 
-def unmount(target: Path, *, detach: bool = True) -> None:
-    """Unmount what is on top at `target`; not mounted or missing is success."""
+def unmount(target: Path, *, detach: bool = True) -> bool:
+    """Unmount what is on top at `target`; not mounted or missing is success. Whether there was something."""
     flags = libc.UMOUNT_NOFOLLOW | (libc.MNT_DETACH if detach else 0)
     try:
         libc.umount2(target, flags)
     except OSError as error:
         if error.errno not in {errno.EINVAL, errno.ENOENT, errno.ENOTDIR}:
             raise
+        return False
+    return True
+
+
+def unmount_all(target: Path) -> None:
+    """Unmount whatever is stacked at `target`."""
+    while unmount(target):
+        pass
 
 
 def unmount_tree(prefix: Path) -> None:

@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 _PLACEHOLDER_BYTES: Final = 1 << 20
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
-_PINNED: Final = ("net", "ipc", "uts", "user", "pid")
 
 
 def pin_namespaces(
@@ -52,12 +51,10 @@ def pin_namespaces(
 
 def unpin(directory: Path) -> None:
     """Drop all pins in `directory` and the directory; what is gone already is success."""
-    for kind in _PINNED:
-        pin = directory / kind
-        while mounts.is_mount_point(pin):
-            mounts.unmount(pin)
-        pin.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
+        for pin in directory.iterdir():
+            mounts.unmount_all(pin)
+            pin.unlink(missing_ok=True)
         directory.rmdir()
 
 

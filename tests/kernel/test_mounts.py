@@ -191,6 +191,37 @@ def test_remove_tree_refuses_when_something_is_mounted_below(work: Path) -> None
     assert not tree.exists()
 
 
+@pytest.mark.parametrize("where", [".", "below", "below/deep/deeper"])
+def test_remove_tree_never_touches_what_is_mounted(work: Path, where: str) -> None:
+    """A bind of the same file system has the same device: only the kernel knows it for a mount."""
+    kept, tree = directory(work / "kept", file="x"), work / "tree"
+    (tree / where).mkdir(parents=True)
+    mounts.bind(kept, tree / where)
+    with pytest.raises(OSError, match=r"mounted there|busy") as caught:
+        fs.remove_tree(tree)
+    assert caught.value.errno == errno.EBUSY
+    assert (kept / "file").read_text() == "x"
+
+
+def test_remove_tree_refuses_a_mounted_file(work: Path) -> None:
+    kept, tree = directory(work / "kept", file="x"), directory(work / "tree", file="")
+    mounts.bind(kept / "file", tree / "file")
+    with pytest.raises(OSError, match="busy") as caught:
+        fs.remove_tree(tree)
+    assert caught.value.errno == errno.EBUSY
+    assert (kept / "file").read_text() == "x"
+
+
+def test_unmount_all_takes_what_is_stacked(work: Path) -> None:
+    target = directory(work / "target")
+    for _ in range(3):
+        mounts.tmpfs(target, size=1 << 20, mode=0o755)
+    assert mounts.unmount(target)
+    mounts.unmount_all(target)
+    assert not mounts.is_mount_point(target)
+    assert not mounts.unmount(target)
+
+
 def test_mount_table_is_that_of_the_calling_thread(work: Path) -> None:
     def inside() -> list[mounts.MountEntry]:
         libc.unshare(libc.CLONE_NEWNS)
