@@ -25,14 +25,14 @@ from cri_shim.spec.paths import rooted
 def make(
     layout: Layout,
     container_id: ContainerId,
-    rootfs: Path,
+    rootfs: Path | None,
     declared: Iterable[str],
     taken: Iterable[str],
     ids: UserNamespace | None,
 ) -> dict[str, Path]:
     """A directory for each declared path, with the content, owner and mode that it has in `rootfs`.
 
-    One that is not there is made for root, of `ids` where there are some.
+    One that is not there, and any of a Wasm artifact, is made for root, of `ids` where there are some.
 
     By its place in the container, free of symlinks: one of the image must not lead it onto a place that is `taken` by
     a mount of the request. FailedPrecondition for a path that is no directory.
@@ -44,13 +44,22 @@ def make(
         directory.mkdir(mode=0o755, parents=True)
         if ids is not None:
             os.chown(directory, ids.uids.first, ids.gids.first)
-        _fill(rootfs, place, directory)
+        if rootfs is not None:
+            _fill(rootfs, place, directory)
         made[place] = directory
     return made
 
 
-def _place(rootfs: Path, path: str) -> str:
+def _place(rootfs: Path | None, path: str) -> str:
     """What `path` means inside `rootfs`; what is missing is taken as it is written."""
+    place = path if rootfs is None else _resolved(rootfs, path)
+    if "\0" in place or any("\ud800" <= letter <= "\udfff" for letter in place):
+        msg = f"the image's VOLUMEs and the mounts: {place!r} cannot be written as a path"
+        raise FailedPrecondition(msg)
+    return place
+
+
+def _resolved(rootfs: Path, path: str) -> str:
     try:
         handle, missing = _nearest(rootfs, path)
     except OSError as error:
@@ -60,11 +69,7 @@ def _place(rootfs: Path, path: str) -> str:
         found = Path(f"/proc/thread-self/fd/{handle}").readlink()
     finally:
         os.close(handle)
-    place = rooted(posixpath.join(found.relative_to(rootfs.resolve()), missing))
-    if "\0" in place or any("\ud800" <= letter <= "\udfff" for letter in place):
-        msg = f"the image's VOLUMEs and the mounts: {place!r} cannot be written as a path"
-        raise FailedPrecondition(msg)
-    return place
+    return rooted(posixpath.join(found.relative_to(rootfs.resolve()), missing))
 
 
 def _nearest(rootfs: Path, path: str) -> tuple[int, str]:

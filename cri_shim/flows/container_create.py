@@ -189,7 +189,7 @@ class CreateContainer:
         env = self.handlers.rules[decision.handler].default_env
         process = process_plan(asked.config, pod.hostname, asked.image, files.users, env)
         placed = await self.image_volumes.mount(record, asked.config, pod)
-        if handler.kind is Kind.LINUX and root is not None and asked.image.config.volumes:
+        if asked.image.config.volumes:
             taken = [mount.container_path for mount in placed.mounts]
             declared = asked.image.config.volumes
             directories = await asyncio.to_thread(
@@ -245,10 +245,15 @@ class CreateContainer:
             return 0
         target = find_container(self.store, options.target_id)
         runs_here = target is not None and target.pod_id == asked.pod.id and target.state is ContainerState.RUNNING
-        if target is None or not runs_here or not target.pid:
-            named = options.target_id[:SHORT]
-            msg = f"namespace_options.target_id: {named!r} is not a running Linux container of the same pod"
+        if target is None or not runs_here:
+            msg = (
+                f"namespace_options.target_id: {options.target_id[:SHORT]!r} is not a running container of the same pod"
+            )
             raise FailedPrecondition(msg)
+        if self.handlers.get(target.handler).kind is not Kind.LINUX:
+            # Its worker, where it has one, is in the node's own namespace: nobody may join that by it.
+            msg = f"namespace_options.target_id: {target.id[:SHORT]} is a Wasm module, which has no PID namespace"
+            raise FailedPrecondition(msg, hint="leave the target out (kubectl debug without --target)")
         return target.pid
 
     async def _clear(self, leftover: ContainerRecord) -> None:

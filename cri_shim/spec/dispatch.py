@@ -21,8 +21,6 @@ LISTEN_ANNOTATION = "cri-shim.io/listen"
 STOP_ANNOTATION = "cri-shim.io/stop"
 _VALUES = {"isolation": ("in-process", "process"), "stop": ("graceful",)}
 """Of the annotations with a few values only."""
-_PER_CONTAINER = ("isolation", "listen", "stop")
-"""Annotations that a pod may have for one of its containers: with `.CONTAINER` at the end."""
 WASM_VARIANT = "module.wasm.image/variant"
 OCI_HANDLER = "run.oci.handler"
 
@@ -104,39 +102,31 @@ def decide(handlers: Mapping[str, HandlerRules], pod: HandlerRules, subject: Sub
 
 def check_annotations(pod: HandlerRules, subject: Subject) -> None:
     """Refuse every `cri-shim.io/` annotation that is unknown, not allowed by the handler, or not supported."""
-    for key, value in subject.pod_annotations.items():
-        if key.startswith(ANNOTATION_PREFIX) and not key.startswith(HANDLER_ANNOTATION):
-            name, _, container = key.removeprefix(ANNOTATION_PREFIX).partition(".")
-            known = not container or name in _PER_CONTAINER
-            _check_annotation(pod, key, name if known else key, value)
-    for key, value in subject.container_annotations.items():
-        if key.startswith(ANNOTATION_PREFIX) and not key.startswith(HANDLER_ANNOTATION):
+    for source in (subject.pod_annotations, subject.container_annotations):
+        for key, value in source.items():
+            if not key.startswith(ANNOTATION_PREFIX) or key.startswith(HANDLER_ANNOTATION):
+                continue
             name = key.removeprefix(ANNOTATION_PREFIX)
-            _check_annotation(pod, key, name, value)
-            if name == "shm-size":
+            if name not in {"isolation", "listen", "stop", "shm-size"}:
+                msg = f"unknown annotation {key!r}"
+                raise InvalidArgument(msg, hint="known: handler.<container>, isolation, listen, stop, shm-size")
+            if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
+                msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
+                raise InvalidArgument(
+                    msg, hint="the node's administrator lists it in the handler's allowed_annotations"
+                )
+            if name == "shm-size" and source is subject.container_annotations:
                 msg = f"annotation {key} is for pods: the containers of a pod share its /dev/shm"
                 raise InvalidArgument(msg)
-    if ports := subject.image_annotations.get(LISTEN_ANNOTATION):
-        _check_annotation(pod, LISTEN_ANNOTATION, "listen", ports)
-
-
-def _check_annotation(pod: HandlerRules, key: str, name: str, value: str) -> None:
-    if name not in {*_PER_CONTAINER, "shm-size"}:
-        msg = f"unknown annotation {key!r}"
-        each = ", ".join(f"{word}[.CONTAINER]" for word in _PER_CONTAINER)
-        raise InvalidArgument(msg, hint=f"known: handler.CONTAINER, {each}, shm-size")
-    if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
-        msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
-        raise InvalidArgument(msg, hint="the node's administrator lists it in the handler's allowed_annotations")
-    if value not in _VALUES.get(name, (value,)):
-        msg = f"annotation {key}: {value!r} is not one of {', '.join(_VALUES[name])}"
-        raise InvalidArgument(msg)
+            if value not in _VALUES.get(name, (value,)):
+                msg = f"annotation {key}: {value!r} is not one of {', '.join(_VALUES[name])}"
+                raise InvalidArgument(msg)
 
 
 def _is_wasm(subject: Subject) -> tuple[bool, str]:
     """Whether it is Wasm, and why: an artifact, a word of the container itself, the entry's bytes, then hints."""
     entry = f"the entrypoint is {subject.entry.value}"
-    own = wasm_annotation(subject.container_annotations)
+    own = _wasm_annotation(subject.container_annotations)
     hint = _wasm_hint(subject)
     if subject.image_wasm:
         return True, "the image is a Wasm artifact"
@@ -152,15 +142,14 @@ def _is_wasm(subject: Subject) -> tuple[bool, str]:
 
 def _wasm_hint(subject: Subject) -> str:
     """What the pod or the image says; an entrypoint that is plainly Linux wins over it."""
-    if of_pod := wasm_annotation(subject.pod_annotations):
+    if of_pod := _wasm_annotation(subject.pod_annotations):
         return f"the pod's annotation {of_pod}"
-    if of_image := wasm_annotation(subject.image_annotations):
+    if of_image := _wasm_annotation(subject.image_annotations):
         return f"the image's annotation {of_image}"
     return "the image's platform is Wasm" if subject.platform_wasm else ""
 
 
-def wasm_annotation(annotations: Mapping[str, str]) -> str:
-    """The word among these by which crun, too, takes a container for Wasm; empty without one."""
+def _wasm_annotation(annotations: Mapping[str, str]) -> str:
     variant = annotations.get(WASM_VARIANT, "")
     if variant in {"compat", "compat-smart"}:
         return f"{WASM_VARIANT}: {variant}"
