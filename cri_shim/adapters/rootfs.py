@@ -10,7 +10,7 @@ import contextlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -102,18 +102,20 @@ def kind_of_entry(layout: Layout, layers: Sequence[LayerRecord], entry: EntryPoi
 def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
     """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH.
 
-    Where it finds nothing, the word may be `path#function` of a Wasm file.
+    Where it finds nothing, it may be a Wasm file: that is looked for in the working directory too, and its word may be
+    `path#function`.
     """
-    kind = _kind(rootfs, entry)
-    module, function = split_function(entry.word)
-    if kind is EntryKind.MISSING and function and _kind(rootfs, replace(entry, word=module)) is EntryKind.WASM:
-        return EntryKind.WASM
-    return kind
+    kind = _kind(rootfs, _candidates(entry))
+    if kind is not EntryKind.MISSING:
+        return kind
+    module = replace(entry, word=split_function(entry.word)[0])
+    places = (*_candidates(module), posixpath.join("/", entry.cwd, module.word))
+    return EntryKind.WASM if _kind(rootfs, places) is EntryKind.WASM else EntryKind.MISSING
 
 
-def _kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
-    for candidate in _candidates(entry):
-        head = _first_bytes(rootfs, candidate)
+def _kind(rootfs: Path, places: Iterable[str]) -> EntryKind:
+    for place in places:
+        head = _first_bytes(rootfs, place)
         if head is not None:
             return entry_kind(head)
     return EntryKind.MISSING

@@ -61,6 +61,15 @@ def test_a_wasm_file_needs_no_x_bit(root: Path) -> None:
     assert kind(root, "/srv/app.wasm") is EntryKind.WASM
 
 
+def test_a_wasm_file_is_found_in_the_working_directory_too(root: Path) -> None:
+    put(root / "srv/app.wasm", b"\0asm\1\0\0\0", 0o644)
+    assert kind(root, "app.wasm", cwd="/srv") is EntryKind.WASM
+    assert kind(root, "app.wasm#serve", cwd="/srv") is EntryKind.WASM
+    assert kind(root, "app.wasm") is EntryKind.MISSING
+    put(root / "bin/app.wasm", ELF)
+    assert kind(root, "app.wasm", cwd="/srv") is EntryKind.ELF
+
+
 def test_links_stay_inside(root: Path, tmp_path: Path) -> None:
     put(tmp_path / "outside", ELF)
     (root / "bin/up").symlink_to("../../outside")
