@@ -21,6 +21,8 @@ LISTEN_ANNOTATION = "cri-shim.io/listen"
 STOP_ANNOTATION = "cri-shim.io/stop"
 _VALUES = {"isolation": ("in-process", "process"), "stop": ("graceful",)}
 """Of the annotations with a few values only."""
+_PER_CONTAINER = ("isolation", "listen", "stop")
+"""Annotations that a pod may have for one of its containers: with `.CONTAINER` at the end."""
 WASM_VARIANT = "module.wasm.image/variant"
 OCI_HANDLER = "run.oci.handler"
 
@@ -102,25 +104,33 @@ def decide(handlers: Mapping[str, HandlerRules], pod: HandlerRules, subject: Sub
 
 def check_annotations(pod: HandlerRules, subject: Subject) -> None:
     """Refuse every `cri-shim.io/` annotation that is unknown, not allowed by the handler, or not supported."""
-    for source in (subject.pod_annotations, subject.container_annotations):
-        for key, value in source.items():
-            if not key.startswith(ANNOTATION_PREFIX) or key.startswith(HANDLER_ANNOTATION):
-                continue
+    for key, value in subject.pod_annotations.items():
+        if key.startswith(ANNOTATION_PREFIX) and not key.startswith(HANDLER_ANNOTATION):
+            name, _, container = key.removeprefix(ANNOTATION_PREFIX).partition(".")
+            known = not container or name in _PER_CONTAINER
+            _check_annotation(pod, key, name if known else key, value)
+    for key, value in subject.container_annotations.items():
+        if key.startswith(ANNOTATION_PREFIX) and not key.startswith(HANDLER_ANNOTATION):
             name = key.removeprefix(ANNOTATION_PREFIX)
-            if name not in {"isolation", "listen", "stop", "shm-size"}:
-                msg = f"unknown annotation {key!r}"
-                raise InvalidArgument(msg, hint="known: handler.<container>, isolation, listen, stop, shm-size")
-            if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
-                msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
-                raise InvalidArgument(
-                    msg, hint="the node's administrator lists it in the handler's allowed_annotations"
-                )
-            if name == "shm-size" and source is subject.container_annotations:
+            _check_annotation(pod, key, name, value)
+            if name == "shm-size":
                 msg = f"annotation {key} is for pods: the containers of a pod share its /dev/shm"
                 raise InvalidArgument(msg)
-            if value not in _VALUES.get(name, (value,)):
-                msg = f"annotation {key}: {value!r} is not one of {', '.join(_VALUES[name])}"
-                raise InvalidArgument(msg)
+    if ports := subject.image_annotations.get(LISTEN_ANNOTATION):
+        _check_annotation(pod, LISTEN_ANNOTATION, "listen", ports)
+
+
+def _check_annotation(pod: HandlerRules, key: str, name: str, value: str) -> None:
+    if name not in {*_PER_CONTAINER, "shm-size"}:
+        msg = f"unknown annotation {key!r}"
+        each = ", ".join(f"{word}[.CONTAINER]" for word in _PER_CONTAINER)
+        raise InvalidArgument(msg, hint=f"known: handler.CONTAINER, {each}, shm-size")
+    if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
+        msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
+        raise InvalidArgument(msg, hint="the node's administrator lists it in the handler's allowed_annotations")
+    if value not in _VALUES.get(name, (value,)):
+        msg = f"annotation {key}: {value!r} is not one of {', '.join(_VALUES[name])}"
+        raise InvalidArgument(msg)
 
 
 def _is_wasm(subject: Subject) -> tuple[bool, str]:

@@ -15,6 +15,7 @@ from cri_shim.model.handler import ContainerPlan
 from cri_shim.spec.dispatch import ISOLATION_ANNOTATION
 from cri_shim.spec.security import wanted_capabilities
 from handlers.wasmtime.guest_spec import Preopen
+from handlers.wasmtime.wishes import asked
 
 
 class Isolation(enum.Enum):
@@ -55,9 +56,9 @@ def place(
 
 
 def _wanted(plan: ContainerPlan, default: Isolation) -> Placement:
-    for source, config in (("container", plan.config), ("pod", plan.pod.config)):
-        if value := config.annotations.get(ISOLATION_ANNOTATION):
-            return Placement(Isolation(value), f"the {source}'s annotation {ISOLATION_ANNOTATION}")
+    value, source = asked(plan, ISOLATION_ANNOTATION)
+    if value:
+        return Placement(Isolation(value), source)
     return Placement(default, "the handler's option isolation")
 
 

@@ -1,6 +1,6 @@
 """What annotations ask of a module: ports to listen on, and how it is stopped. Pure; placement has a file of its own.
 
-The container's annotations go before the pod's. Invariant: what is asked for is given or refused by name.
+The nearest word counts: see `asked`. Invariant: what is asked for is given or refused by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MOST = 64
 
 def ports(plan: ContainerPlan, *, component: bool) -> tuple[int, ...]:
     """TCP ports, in the order of their descriptors. InvalidArgument for what is no list of ports."""
-    text = _annotation(plan, LISTEN_ANNOTATION)
+    text = asked(plan, LISTEN_ANNOTATION)[0] or _of_image(plan, LISTEN_ANNOTATION)
     if not text:
         return ()
     if component:
@@ -31,8 +31,23 @@ def ports(plan: ContainerPlan, *, component: bool) -> tuple[int, ...]:
 
 def graceful(plan: ContainerPlan) -> bool:
     """Whether stopping leaves the end to the module."""
-    return _annotation(plan, STOP_ANNOTATION) == "graceful"
+    return asked(plan, STOP_ANNOTATION)[0] == "graceful"
 
 
-def _annotation(plan: ContainerPlan, key: str) -> str:
-    return plan.config.annotations.get(key) or plan.pod.config.annotations.get(key, "")
+def asked(plan: ContainerPlan, key: str) -> tuple[str, str]:
+    """What an annotation says and whose it is: the container's own, the pod's for this container, the pod's for all."""
+    of_pod = plan.pod.config.annotations
+    for whose, said, name in (
+        ("container", plan.config.annotations, key),
+        ("pod", of_pod, f"{key}.{plan.config.metadata.name}"),
+        ("pod", of_pod, key),
+    ):
+        if value := said.get(name):
+            return value, f"the {whose}'s annotation {name}"
+    return "", ""
+
+
+def _of_image(plan: ContainerPlan, key: str) -> str:
+    if plan.image is None:
+        return ""
+    return plan.image.annotations.get(key) or plan.image.config.labels.get(key, "")

@@ -11,6 +11,7 @@ import pytest
 
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
+from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import container_config, whole_lines
 from tests.support.images import Registry
@@ -57,3 +58,18 @@ def test_a_graceful_stop_is_over_when_the_module_is(lab: Lab, registry: Registry
     assert answer("127.0.0.1", 18096) == b"hello from wasm\n"
     lab.cri.stop(container, 60)
     assert lab.cri.status(container).exit_code == 0
+
+
+def test_two_servers_in_a_pod(lab: Lab, registry: Registry) -> None:
+    """Each with the port that the pod names for it, and one more with that of its image."""
+    greeter = guests.assemble(guests.GREETER)
+    plain = registry.push("listen/plain:1", images.wasm_artifact(greeter))
+    labelled = registry.push("listen/labelled:1", images.wasm_image(greeter, {"Labels": {"cri-shim.io/listen": "83"}}))
+    config = lab.pod_config(network=pb.POD)
+    config.annotations.update({"cri-shim.io/listen.one": "81", "cri-shim.io/listen.two": "82"})
+    pod = lab.pod("wasm", config=config)
+    for name, image in (("one", plain), ("two", plain), ("three", labelled)):
+        lab.cri.pull(image)
+        lab.cri.wait_log(lab.cri.run(pod, container_config(image, name=name)), "listening")
+    address = lab.cri.pod_status(pod).network.ip
+    assert [answer(address, port) for port in (81, 82, 83)] == [b"hello from wasm\n"] * 3

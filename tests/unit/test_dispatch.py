@@ -52,6 +52,8 @@ COMPAT = {"module.wasm.image/variant": "compat-smart"}
         ("free", replace(FILE, pod_annotations={"cri-shim.io/handler.other": "wasm"}), None, True),
         ("free", replace(LINUX, pod_annotations={"cri-shim.io/isolation": "in-process"}), "free", False),
         ("runc", replace(LINUX, pod_annotations={"cri-shim.io/shm-size": "1Gi"}), "runc", False),
+        ("wasm", replace(FILE, pod_annotations={"cri-shim.io/listen.app": "80"}), "wasm", True),
+        ("wasm", replace(FILE, image_annotations={"cri-shim.io/listen": "80"}), "wasm", True),
     ],
 )
 def test_decision(pod: str, subject: Subject, handler: str | None, wasm: bool) -> None:
@@ -78,6 +80,10 @@ def test_decision(pod: str, subject: Subject, handler: str | None, wasm: bool) -
         ("runc", replace(LINUX, pod_annotations={"cri-shim.io/isolation": "in-process"}), InvalidArgument, "allowed"),
         ("runc", replace(LINUX, container_annotations={"cri-shim.io/shm-size": "1Gi"}), InvalidArgument, "for pods"),
         ("free", replace(LINUX, pod_annotations={"cri-shim.io/shm-size": "1Gi"}), InvalidArgument, "allowed"),
+        ("free", replace(FILE, image_annotations={"cri-shim.io/listen": "80"}), InvalidArgument, "allowed"),
+        ("wasm", replace(FILE, pod_annotations={"cri-shim.io/isolation.app": "vm"}), InvalidArgument, "allowed"),
+        ("wasm", replace(FILE, pod_annotations={"cri-shim.io/shm-size.app": "1Gi"}), InvalidArgument, "unknown"),
+        ("wasm", replace(FILE, container_annotations={"cri-shim.io/stop.app": "graceful"}), InvalidArgument, "unknown"),
         (
             "wasm",
             replace(FILE, pod_annotations={"cri-shim.io/stop": "later"}),

@@ -71,6 +71,16 @@ def test_the_nearest_word_counts(asked: ContainerPlan, option: Isolation, isolat
     assert why in placement.why
 
 
+def test_a_word_of_the_pod_for_one_container_goes_before_that_for_all() -> None:
+    of_all = plan(of_pod="process")
+    of_all.config.metadata.name = "app"
+    of_all.pod.config.annotations[f"{KEY}.app"] = "in-process"
+    of_all.pod.config.annotations[f"{KEY}.other"] = "process"
+    placement = place(of_all, OUT, [OWN], 0, component=False)
+    assert placement.isolation is IN
+    assert placement.why == f"the pod's annotation {KEY}.app"
+
+
 @pytest.mark.parametrize(
     ("asked", "preopen", "daemon_uid", "why"),
     [
