@@ -19,6 +19,7 @@ from typing import Any
 
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.image_archive import Archives
@@ -48,6 +49,7 @@ from cri_shim.flows.explain import ExplainImage
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_admin import AdministerImages
 from cri_shim.flows.image_check import CheckImages
+from cri_shim.flows.image_compile import CompileAhead
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.image_layers import LayerPuller
 from cri_shim.flows.image_layout import ImageLayout
@@ -140,9 +142,10 @@ class Flows:
         """Wire everything; nothing runs yet."""
         later = Later()
         exits = Exits(base.store, later)
-        handlers = _make_handlers(base, options, exits)
+        modules = CompiledModules(base.layout.wasm_cache, base.store.images)
+        handlers = _make_handlers(base, options, exits, modules)
         layers = LayerSizes(base.layout)
-        images = ImageFlows.build(base, handlers, layers)
+        images = ImageFlows.build(base, handlers, layers, modules)
         pods, containers = _runtime(base, handlers, exits, later, images.collector)
         watch = NetworkWatch(base.network)
         node = Node(handlers, watch, base.node, base.driver, as_dict(base.config))
@@ -209,15 +212,18 @@ class Flows:
         """Settle what an earlier daemon left, images first: containers stand on them."""
         await self.images.repair()
         await self.recovery.run()
+        await self.images.modules.open()
         watch, settle = self.networks
         await settle.run()
         await watch.start()
         self.sampler.start()
+        self.images.compile.start()
         self.images.imports.start()
 
     async def aclose(self) -> None:
         """Let what is under way finish, then stop what cannot outlive the daemon."""
         await self.sampler.aclose()
+        await self.images.compile.aclose()
         await self.later.aclose()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -304,15 +310,24 @@ class ImageFlows:
     pull: PullImage
     imports: ImportImages
     layout: ImageLayout
+    modules: CompiledModules
+    compile: CompileAhead
 
     @classmethod
-    def build(cls, base: Base, handlers: Handlers, written: LayerSizes) -> ImageFlows:
+    def build(cls, base: Base, handlers: Handlers, written: LayerSizes, modules: CompiledModules) -> ImageFlows:
         """Wire everything; nothing runs yet."""
         store, layout, settings = base.store, base.layout, base.config.images
         content, downloads = Content(layout), settings.max_parallel_downloads
         layers = Layers(layout, base.zygote, privileged=base.node.root, workers=downloads + 1)
         collector = ImageCollector(
-            store.images, store.layers, content, layers, store.pulls, lambda: _layers_in_use(store), time.time_ns
+            store.images,
+            store.layers,
+            content,
+            layers,
+            modules,
+            store.pulls,
+            lambda: _layers_in_use(store),
+            time.time_ns,
         )
         registry = Registry(
             [Path(directory) for directory in settings.registry_config],
@@ -330,9 +345,18 @@ class ImageFlows:
         puller = LayerPuller(layout, content, layers, store.layers, collector, downloads)
         image_layout = ImageLayout(store.images, content, layout)
         names = ImageNames(store.images, image_layout)
-        pull = PullImage(policy, registry, content, store.images, names, collector, puller)
+        compile_ahead = CompileAhead(layout, store.images, store.layers, modules, handlers.live.values())
+        pull = PullImage(policy, registry, content, store.images, names, collector, puller, compile_ahead)
         query = ImageQuery(
-            store.images, store.layers, content, layout, settings.pinned, written.total, platforms.pick, time.time_ns
+            images=store.images,
+            layer_records=store.layers,
+            content=content,
+            modules=modules,
+            layout=layout,
+            pinned=settings.pinned,
+            written=written.total,
+            pick=platforms.pick,
+            now=time.time_ns,
         )
         removal = RemoveImage(store.images, collector, image_layout)
         methods: dict[str, Flow] = {
@@ -342,7 +366,7 @@ class ImageFlows:
             "RemoveImage": removal,
             "ImageFsInfo": query.image_fs_info,
         }
-        usage = ImageUsage(store.images, store.layers, content, lambda: _layers_in_use(store))
+        usage = ImageUsage(store.images, store.layers, content, modules, lambda: _layers_in_use(store))
         administer = AdministerImages(store, names, usage, removal, settings.pinned)
         progress = LayerProgress(store.pulls, store.layers, content)
         loading = LoadImages(Archives(layout, base.zygote), pull, names, progress)
@@ -355,10 +379,10 @@ class ImageFlows:
             "PruneImages": administer.prune,
             "PullImage": PullWithProgress(pull, progress),
             "LoadImages": loading,
-            "CheckImages": CheckImages(store, content, layers, collector, image_layout, names, pull),
+            "CheckImages": CheckImages(store, content, layers, modules, collector, image_layout, names, pull),
             "SaveImages": SaveImages(store.images, content, registry, collector, puller, image_layout),
         }
-        return cls(methods, admin, collector, registry, pull, imports, image_layout)
+        return cls(methods, admin, collector, registry, pull, imports, image_layout, modules, compile_ahead)
 
     async def repair(self) -> None:
         """Make records and disk agree, and keep what failed pulls leave within its bounds."""
@@ -377,13 +401,16 @@ def _layers_in_use(store: Store) -> set[Digest]:
     return {layer for container in store.containers.values() for layer in container.layers_in_use}
 
 
-def _make_handlers(base: Base, options: Mapping[str, HandlerOptions], exits: Exits) -> Handlers:
+def _make_handlers(
+    base: Base, options: Mapping[str, HandlerOptions], exits: Exits, modules: CompiledModules
+) -> Handlers:
     """Every configured handler; one whose node lacks something is left out, loudly."""
     context = HandlerContext(
         layout=base.layout,
         cgroups=base.cgroups,
         zygote=base.zygote,
         user_namespaces=base.user_namespaces,
+        modules=modules,
         conmon=base.config.monitor.conmon,
         limits={"oom_score_adj": _lowest_oom_score_adj()},
         capabilities=caps.effective(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.pace import Pace
 from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
@@ -23,6 +24,7 @@ class HandlerContext:
     cgroups: Cgroups
     zygote: Zygote
     user_namespaces: UserNamespaces
+    modules: CompiledModules
     conmon: str
     """The monitor program, a name on PATH or an absolute path."""
     limits: Mapping[str, int]

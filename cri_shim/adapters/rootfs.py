@@ -99,6 +99,13 @@ def kind_of_entry(layout: Layout, layers: Sequence[LayerRecord], entry: EntryPoi
     return mounts.looking_at(lowers, layout.state, lambda root: entrypoint_kind(root, entry))
 
 
+def open_module(layout: Layout, layers: Sequence[LayerRecord], entry: EntryPoint) -> int | None:
+    """The Wasm file that would be run in a container of an image, opened for reading; None without one."""
+    lowers = [layout.layer(layer.number) for layer in reversed(layers)]
+    module = replace(entry, word=split_function(entry.word)[0])
+    return mounts.looking_at(lowers, layout.state, lambda root: _open_module(root, (entry, module)))
+
+
 def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
     """What execvp(3) would find inside: a word with a slash is a path, any other is looked up on the PATH.
 
@@ -119,6 +126,14 @@ def _kind(rootfs: Path, places: Iterable[str]) -> EntryKind:
         if head is not None:
             return entry_kind(head)
     return EntryKind.MISSING
+
+
+def _open_module(rootfs: Path, entries: Sequence[EntryPoint]) -> int | None:
+    for candidate in (candidate for entry in entries for candidate in _candidates(entry)):
+        head = _first_bytes(rootfs, candidate)
+        if head is not None:
+            return fs.open_in_root(rootfs, candidate, os.O_RDONLY) if entry_kind(head) is EntryKind.WASM else None
+    return None
 
 
 def _owner_of_root(layers: Sequence[LayerRecord]) -> LayerRecord:

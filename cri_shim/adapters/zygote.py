@@ -46,6 +46,18 @@ class TaskError(Internal):
         super().__init__(f"{task} failed: {self.type}: {self.text} (at {failure.get('where')})")
 
 
+class TaskEndedError(Internal):
+    """A child ended without a result. `signal` is what killed it, None when it exited or nobody knows."""
+
+    def __init__(self, task: str, status: int | None) -> None:
+        self.signal = signal.Signals(-status) if status is not None and status < 0 else None
+        if self.signal is not None:
+            ending = f"was killed by {self.signal.name}"
+        else:
+            ending = "ended" if status is None else f"exited with status {status}"
+        super().__init__(f"{task} {ending} without a result", hint="look for the OOM killer in the kernel log")
+
+
 @dataclass(frozen=True, slots=True)
 class _Child:
     """A child of the zygote; `status` follows when the zygote has reaped it."""
@@ -98,8 +110,8 @@ class Zygote:
     ) -> dict[str, Any]:
         """Run `task` in a child and return its result.
 
-        TaskError for an exception of the task, DeadlineExceeded after `timeout` seconds (None: never), Internal when
-        the child was killed by somebody else, ZygoteLostError. The child is killed then, and when the caller is
+        TaskError for an exception of the task, DeadlineExceeded after `timeout` seconds (None: never), TaskEndedError
+        when the child was killed by somebody else, ZygoteLostError. The child is killed then, and when the caller is
         cancelled.
         """
         await self.start()
@@ -288,15 +300,8 @@ def _outcome(task: str, data: bytes, status: int | None) -> dict[str, Any]:
     try:
         outcome = json.loads(data)
     except ValueError:
-        msg = f"{task} {_ending(status)} without a result"
-        raise Internal(msg, hint="look for the OOM killer in the kernel log") from None
+        raise TaskEndedError(task, status) from None
     if "error" in outcome:
         raise TaskError(task, outcome["error"])
     value: dict[str, Any] = outcome["value"]
     return value
-
-
-def _ending(status: int | None) -> str:
-    if status is None:
-        return "ended"
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"

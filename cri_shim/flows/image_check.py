@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.store import Store
@@ -49,6 +50,7 @@ class CheckImages:
     store: Store
     content: Content
     layers: Layers
+    modules: CompiledModules
     collector: ImageCollector
     layout: ImageLayout
     names: ImageNames
@@ -109,10 +111,15 @@ class CheckImages:
 
     async def _unknown(self) -> Iterable[Path]:
         numbers = {layer.number for layer in self.store.layers.values()}
-        return [*await self.content.strangers(), *await self.layers.strangers(numbers)]
+        return [
+            *await self.content.strangers(),
+            *await self.layers.strangers(numbers),
+            *await self.modules.strangers(),
+        ]
 
     async def _repair(self, found: _Found, strangers: Iterable[Path]) -> AsyncGenerator[pb.CheckImagesResponse]:
         found.remaining = 0
+        await self.modules.collect()
         for path in strangers:
             await asyncio.to_thread(fs.remove_tree, path)
             yield pb.CheckImagesResponse(repaired=f"{path} is removed")
@@ -129,6 +136,7 @@ class CheckImages:
             await self._drop(found, images)
             for image in images:
                 yield await self._again(image, found)
+        await self.modules.collect()
         await self.layout.write()
 
     async def _drop(self, found: _Found, images: Iterable[ImageRecord]) -> None:

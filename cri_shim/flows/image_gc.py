@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.shielded import to_the_end
@@ -39,6 +40,7 @@ class ImageCollector:
     layer_records: Table[Digest, LayerRecord]
     content: Content
     layers: Layers
+    modules: CompiledModules
     pulls: Table[Digest, UnfinishedPull]
     layers_in_use: Callable[[], set[Digest]]
     now: Callable[[], int]
@@ -71,15 +73,16 @@ class ImageCollector:
             return
 
     async def drop_unused(self, digests: Iterable[Digest]) -> None:
-        """Remove those of the given blobs and layers that nobody needs; absent is success."""
+        """Remove those of the given blobs, layers and compiled modules that nobody needs; absent is success."""
+        digests = tuple(digests)
         async with self._removal:
             blobs, layers = self._needed()
-            digests = tuple(digests)
             await self.content.delete([digest for digest in digests if digest not in blobs])
             unused = (digest for digest in digests if digest not in layers)
             records = [record for digest in unused if (record := self.layer_records.get(digest)) is not None]
             for record in records:
                 await self.layer_records.delete(record.key)
+        await self.modules.drop_unused(digests)
         # Out of the lock: without its record nobody can find the directory, and a large one takes seconds.
         for record in records:
             await self.layers.remove(record.number)

@@ -90,6 +90,7 @@ class ImageNames:
                 repo_tags=known.repo_tags,
                 repo_digests=known.repo_digests,
                 pins=known.pins,
+                modules=known.modules,
                 blobs=tuple(dict.fromkeys((*record.blobs, *known.blobs))),
             )
         for digest in digests:

@@ -104,6 +104,8 @@ class PullImage:
     names: ImageNames
     collector: ImageCollector
     puller: LayerPuller
+    came: Callable[[ImageRecord], None]
+    """Told of each image that has come."""
     _running: InFlight[_Job, ImageId] = field(default_factory=lambda: InFlight(cancel_when_abandoned=True))
 
     async def __call__(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
@@ -171,6 +173,7 @@ class PullImage:
                 layers = await self._fetch(Source(origin, plan, wish.name))
                 record = self._record(found, plan, layers)
                 await keep(record, found.digest)
+        self.came(record)
         return record.id
 
     @contextlib.asynccontextmanager

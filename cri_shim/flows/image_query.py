@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.store import Table
 from cri_shim.model.errors import InvalidArgument
@@ -32,6 +33,7 @@ class ImageQuery:
     images: Table[ImageId, ImageRecord]
     layer_records: Table[Digest, LayerRecord]
     content: Content
+    modules: CompiledModules
     layout: Layout
     pinned: Sequence[str]
     written: Callable[[], tuple[int, int]]
@@ -57,11 +59,14 @@ class ImageQuery:
         return pb.ImageStatusResponse(image=self._image(record), info=info)
 
     async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """What images take, blobs and unpacked layers, and what containers have written: on one file system."""
+        """What images take (blobs, unpacked layers, compiled modules), and what containers have written.
+
+        All of it is on one file system.
+        """
         del request
-        layers = self.layer_records.values()
-        blob_bytes, blob_files = self.content.usage()
-        images = (blob_bytes + sum(layer.size for layer in layers), blob_files + sum(layer.inodes for layer in layers))
+        layers = [(layer.size, layer.inodes) for layer in self.layer_records.values()]
+        sizes, inodes = zip(self.content.usage(), self.modules.usage(), *layers, strict=True)
+        images = sum(sizes), sum(inodes)
         return pb.ImageFsInfoResponse(
             image_filesystems=[self._filesystem(*images)], container_filesystems=[self._filesystem(*self.written())]
         )

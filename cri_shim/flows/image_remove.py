@@ -1,7 +1,7 @@
 """RemoveImage: forget an image under all its names, then free what only it needed.
 
 Not garbage collection by age or space: that is the kubelet's decision. Invariant: when the call returns the image is in
-no list; layers that a container still uses go with that container.
+no list; layers and compiled modules that a container still uses go with that container.
 """
 
 from __future__ import annotations
@@ -42,4 +42,4 @@ class RemoveImage:
     async def _remove(self, record: ImageRecord) -> None:
         await self.images.delete(record.id)
         await self.layout.write()
-        await self.collector.drop_unused((*record.blobs, *record.layers))
+        await self.collector.drop_unused((*record.blobs, *record.layers, *record.modules))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.store import Table
 from cri_shim.model.ids import Digest, ImageId
@@ -17,7 +18,7 @@ from cri_shim.model.image import ImageRecord, LayerRecord
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes of unpacked layers and blobs; `shared` is the part that other images have too."""
+    """Bytes of unpacked layers, blobs and compiled modules; `shared` is the part that other images have too."""
 
     disk: int
     shared: int
@@ -30,6 +31,7 @@ class ImageUsage:
     images: Table[ImageId, ImageRecord]
     layer_records: Table[Digest, LayerRecord]
     content: Content
+    modules: CompiledModules
     layers_in_use: Callable[[], set[Digest]]
 
     def of_each(self) -> dict[ImageId, Usage]:
@@ -56,10 +58,13 @@ class ImageUsage:
         kind, _, digest = part.partition(" ")
         if kind == "blob":
             return self.content.size(Digest(digest)) or 0
+        if kind == "module":
+            return self.modules.size(Digest(digest))
         layer = self.layer_records.get(Digest(digest))
         return layer.size if layer is not None else 0
 
 
 def _parts(record: ImageRecord) -> set[str]:
-    """An uncompressed layer is a blob and a directory of the same digest."""
-    return {f"blob {digest}" for digest in record.blobs} | {f"layer {key}" for key in record.layers}
+    """What an image consists of. A digest may stand for several: a module is a blob and its compiled form."""
+    kinds = {"blob": record.blobs, "layer": record.layers, "module": record.modules}
+    return {f"{kind} {digest}" for kind, digests in kinds.items() for digest in digests}

@@ -11,10 +11,10 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cri_shim.model.container import ContainerRecord, Exit, User
-from cri_shim.model.ids import ContainerId, PodId
+from cri_shim.model.ids import ContainerId, Digest, PodId
 from cri_shim.model.image import ImageRecord
 from cri_shim.model.selinux import Label
 from cri_shim.model.streams import TerminalSize
@@ -263,4 +263,16 @@ class Handler(Protocol):
 
     async def aclose(self) -> None:
         """The daemon stops: release what cannot outlive it, leave the rest running."""
+        ...
+
+
+@runtime_checkable
+class CompilesAhead(Protocol):
+    """What a handler may be besides: one that does, when an image comes, what its first container would wait for."""
+
+    async def compile_ahead(self, module: Path, digest: Digest, name: str) -> None:
+        """Compile a Wasm module, whose bytes have this digest, unless it is compiled; `name` is for errors.
+
+        InvalidArgument when it is none, or one that no container could run.
+        """
         ...

@@ -73,6 +73,8 @@ class ImageRecord(msgspec.Struct, frozen=True):
     wasm: WasmModule | None = None
     blobs: tuple[Digest, ...] = ()
     """Every blob that this record needs on disk: index, manifest, config, module, and layers where they are kept."""
+    modules: tuple[Digest, ...] = ()
+    """Wasm modules of the image that stay compiled as long as it is here: its own, or files of its layers."""
 
     @property
     def key(self) -> ImageId:

@@ -136,7 +136,7 @@ def _check_annotation(pod: HandlerRules, key: str, name: str, value: str) -> Non
 def _is_wasm(subject: Subject) -> tuple[bool, str]:
     """Whether it is Wasm, and why: an artifact, a word of the container itself, the entry's bytes, then hints."""
     entry = f"the entrypoint is {subject.entry.value}"
-    own = _wasm_annotation(subject.container_annotations)
+    own = wasm_annotation(subject.container_annotations)
     hint = _wasm_hint(subject)
     if subject.image_wasm:
         return True, "the image is a Wasm artifact"
@@ -152,14 +152,15 @@ def _is_wasm(subject: Subject) -> tuple[bool, str]:
 
 def _wasm_hint(subject: Subject) -> str:
     """What the pod or the image says; an entrypoint that is plainly Linux wins over it."""
-    if of_pod := _wasm_annotation(subject.pod_annotations):
+    if of_pod := wasm_annotation(subject.pod_annotations):
         return f"the pod's annotation {of_pod}"
-    if of_image := _wasm_annotation(subject.image_annotations):
+    if of_image := wasm_annotation(subject.image_annotations):
         return f"the image's annotation {of_image}"
     return "the image's platform is Wasm" if subject.platform_wasm else ""
 
 
-def _wasm_annotation(annotations: Mapping[str, str]) -> str:
+def wasm_annotation(annotations: Mapping[str, str]) -> str:
+    """The word among these by which crun, too, takes a container for Wasm; empty without one."""
     variant = annotations.get(WASM_VARIANT, "")
     if variant in {"compat", "compat-smart"}:
         return f"{WASM_VARIANT}: {variant}"

@@ -1,6 +1,7 @@
-"""Compiled modules on disk, each made once by a child of the zygote and mapped at every start.
+"""Compiling modules: each once, in a child of the zygote, to a file that is mapped at every start.
 
-Not shared between machines: compiled code is trusted, so only this daemon's user may write the directory.
+Not where they are kept, nor for how long (`cri_shim.adapters.compiled_modules`). Compiled code is trusted, so only this
+daemon's user may write that directory. Invariant: a module that cannot be compiled is not tried again by this daemon.
 """
 
 from __future__ import annotations
@@ -8,42 +9,53 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from functools import cached_property
+import signal
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
-from cri_shim.adapters.zygote import TaskError, Zygote
+from cri_shim.adapters.compiled_modules import CompiledModules
+from cri_shim.adapters.content import NO_SPACE, disk_full
+from cri_shim.adapters.zygote import TaskEndedError, TaskError, Zygote
 from cri_shim.kernel import fs
-from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from cri_shim.model.ids import Digest, digest_hex
+from cri_shim.kernel.pauses import load
+from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, InvalidArgument
+from cri_shim.model.ids import Digest
 from handlers.wasmtime.guest_spec import Entry
 
 _TASK: Final = "handlers.wasmtime.compile:compile_module"
+_ENGINE: Final = "wasmtime-"
 _MEMORY: Final = 4 << 30
 """Bytes of address space: 19 MB of Wasm take a quarter of it."""
 _CPU_SECONDS: Final = 300
 _TIMEOUT: Final = 600.0
 _AT_ONCE: Final = 2
+_REMEMBERED: Final = 256
 
 
 class ModuleCache:
-    """`path` and `compiled` name the same file; `path` may block, `compiled` makes it when it is missing."""
+    """`path` and `compile` name the same file; `path` may block, `compile` makes it when it is missing."""
 
-    def __init__(self, directory: Path, zygote: Zygote) -> None:
-        self._directory = directory
+    def __init__(self, modules: CompiledModules, zygote: Zygote) -> None:
+        self._modules = modules
         self._zygote = zygote
-        self._running: dict[Path, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._refused: dict[Digest, Callable[[], CriShimError]] = {}
+        self._retired = False
 
     @cached_property
-    def _key(self) -> str:
+    def _engine(self) -> str:
+        load("handlers.wasmtime.engine")
         from handlers.wasmtime.engine import engine_key  # noqa: PLC0415  loads the engine
 
         return engine_key()
 
     def path(self, entry: Entry) -> Path:
         """Where the compiled module is or will be. The first call loads the engine."""
-        return self._directory / self._key / f"{digest_hex(entry.digest)}.cwasm"
+        path = self._modules.path(self._engine, entry.digest)
+        own = self._modules.own(self._engine)
+        return own / path.name if Path(entry.path).parent == own else path
 
     def forwarding(self) -> tuple[Entry, Entry]:
         """The two modules of `handlers.wasmtime.forward`, front and back, ready to be compiled. Blocks."""
@@ -56,62 +68,65 @@ class ModuleCache:
 
     def _own_module(self, code: bytes) -> Entry:
         digest = hashlib.sha256(code).hexdigest()
-        path = self._directory / f"{digest}.wasm"
+        path = self._modules.own(self._engine) / f"{digest}.wasm"
         if not path.exists():
-            self._directory.mkdir(mode=0o700, exist_ok=True)
+            self._modules.make_directory(path.parent)
             fs.atomic_write(path, code, 0o600)
         return Entry(str(path), Digest(f"sha256:{digest}"), "")
 
-    async def compile(self, entry: Entry) -> None:
-        """Make the file. Everybody who asks meanwhile shares the one run, which goes on when all of them have left.
+    async def compile(self, entry: Entry) -> Path:
+        """Make the file, unless it is there, and say where.
 
         InvalidArgument, with the engine's words, when the module is not valid.
         """
+        refused = self._refused.get(entry.digest)
+        if refused is not None:
+            raise refused()
         target = await asyncio.to_thread(self.path, entry)
-        task = self._running.get(target)
-        if task is None:
-            task = asyncio.create_task(self._compile(entry, target))
-            self._running[target] = task
-            task.add_done_callback(lambda done: self._forget(target, done))
-        await asyncio.shield(task)
+        if not self._retired:
+            self._retired = True
+            await self._modules.retire(self._engine, _ENGINE)
+        await self._modules.make(target, partial(self._compile, entry))
+        return target
 
-    def _forget(self, target: Path, done: asyncio.Task[None]) -> None:
-        del self._running[target]
-        if not done.cancelled():
-            done.exception()  # whoever still waits gets it; nobody has to
-
-    async def _compile(self, entry: Entry, target: Path) -> None:
+    async def _compile(self, entry: Entry, target: Path) -> int:
         async with self._slots:
-            fd = await asyncio.to_thread(_open, entry, target)
-            arguments = {
-                "digest": entry.digest,
-                "component": entry.component,
-                "target": str(target),
-                "memory": _MEMORY,
-                "seconds": _CPU_SECONDS,
-            }
+            fd = await asyncio.to_thread(os.open, entry.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                await self._zygote.run(_TASK, arguments, (fd,), timeout=_TIMEOUT)
-            except TaskError as error:
-                if error.type == "WasmtimeError":
-                    msg = f"the module cannot be compiled: {' '.join(error.text.split())}"
-                    raise InvalidArgument(msg) from None
-                raise
-            except DeadlineExceeded:
-                msg = f"the module was not compiled within {_TIMEOUT:g} s"
-                raise FailedPrecondition(msg) from None
+                return await self._run(entry, target, fd)
             finally:
                 os.close(fd)
 
-    async def aclose(self) -> None:
-        """Stop compiling."""
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+    async def _run(self, entry: Entry, target: Path, fd: int) -> int:
+        arguments = {
+            "digest": entry.digest,
+            "component": entry.component,
+            "target": str(target),
+            "memory": _MEMORY,
+            "seconds": _CPU_SECONDS,
+        }
+        try:
+            result = await self._zygote.run(_TASK, arguments, (fd,), timeout=_TIMEOUT)
+        except TaskError as error:
+            if error.type == "WasmtimeError":
+                msg = f"the module cannot be compiled: {' '.join(error.text.split())}"
+                raise self._refuse(entry, partial(InvalidArgument, msg)) from None
+            if error.errno in NO_SPACE:
+                raise disk_full(target.parent) from None
+            raise
+        except TaskEndedError as error:
+            if error.signal == signal.SIGXCPU:
+                msg = f"the module was not compiled within {_CPU_SECONDS} s of CPU time"
+                raise self._refuse(entry, partial(FailedPrecondition, msg)) from None
+            raise
+        except DeadlineExceeded:
+            msg = f"the module was not compiled within {_TIMEOUT:g} s"
+            raise FailedPrecondition(msg) from None
+        return int(result["size"])
 
-
-def _open(entry: Entry, target: Path) -> int:
-    # The cache's own root first: parents made by mkdir(parents=True) take the umask's mode.
-    target.parent.parent.mkdir(mode=0o700, exist_ok=True)
-    target.parent.mkdir(mode=0o700, exist_ok=True)
-    return os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+    def _refuse(self, entry: Entry, error: Callable[[], CriShimError]) -> CriShimError:
+        """Remember it, for those who repeat the request for ever."""
+        while len(self._refused) >= _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        self._refused[entry.digest] = error
+        return error()

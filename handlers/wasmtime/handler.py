@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import fs
 from cri_shim.kernel.pauses import load
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
@@ -37,7 +38,7 @@ from cri_shim.model.handler import (
     Started,
     TerminalRequest,
 )
-from cri_shim.model.ids import SHORT, ContainerId
+from cri_shim.model.ids import SHORT, ContainerId, Digest, ImageId
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime import preopens, wishes
 from handlers.wasmtime.applets.facts import Facts, Process
@@ -49,7 +50,7 @@ from handlers.wasmtime.guest_plan import as_worker, further, guest_spec, with_li
 from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Listen
 from handlers.wasmtime.in_process import Guests
 from handlers.wasmtime.limits import identity, worker_limits, worker_spec
-from handlers.wasmtime.module_file import find_further, find_module
+from handlers.wasmtime.module_file import find_further, find_module, is_component, read_head
 from handlers.wasmtime.options import WasmtimeOptions
 from handlers.wasmtime.placement import Isolation, place
 from handlers.wasmtime.refusals import refuse, refuse_in_process
@@ -73,6 +74,7 @@ class _Container:
     spec: GuestSpec
     compiled: Path
     stop_signal: int
+    image: ImageId | None
     run: Run | None = None
     early: int | None = None
     sessions: WeakKeyDictionary[WorkerExec, int] = field(default_factory=WeakKeyDictionary)
@@ -101,7 +103,7 @@ class WasmtimeHandler:
         self._context = context
         self._daemon_uid = daemon_uid
         self._may_mount = "SYS_ADMIN" in context.capabilities
-        self._cache = ModuleCache(context.layout.wasm_cache, context.zygote)
+        self._cache = ModuleCache(context.modules, context.zygote)
         self._guests = Guests()
         self._workers = Workers(context)
         self._containers: dict[ContainerId, _Container] = {}
@@ -114,13 +116,19 @@ class WasmtimeHandler:
         """Find the module, decide where it runs, open the way to its files, have it compiled if nobody has."""
         refuse(plan)
         try:
-            container, missing = await asyncio.to_thread(self._prepare, plan)
-            await self._add(plan.id, container, missing)
+            container = await asyncio.to_thread(self._prepare, plan)
+            await self._add(plan.id, container)
         except BaseException:
+            await to_the_end(self._context.modules.release(plan.id))
             await asyncio.to_thread(_remove, plan.bundle)
             raise
 
-    def _prepare(self, plan: ContainerPlan) -> tuple[_Container, list[Entry]]:
+    async def compile_ahead(self, module: Path, digest: Digest, name: str) -> None:
+        """See `CompilesAhead`."""
+        head = await asyncio.to_thread(read_head, module)
+        await self._cache.compile(Entry(str(module), digest, "", is_component(head, name)))
+
+    def _prepare(self, plan: ContainerPlan) -> _Container:
         """The part of `create` that touches files; `_remove` undoes it."""
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
@@ -135,7 +143,7 @@ class WasmtimeHandler:
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
         if spec.stdin:
             os.mkfifo(spec.stdin, 0o600)
-        return self._look_up(spec, plan.stop_signal)
+        return self._look_up(spec, plan.stop_signal, plan.image.id if plan.image is not None else None)
 
     def _listen(self, plan: ContainerPlan, ports: tuple[int, ...]) -> Listen:
         nothing = plan.bundle / _WORK / "nothing"
@@ -144,20 +152,24 @@ class WasmtimeHandler:
         netns = str(plan.pod.net) if plan.pod.net is not None else ""
         return Listen(ports=ports, netns=netns, front=front, back=back, nothing=str(nothing))
 
-    def _look_up(self, spec: GuestSpec, stop_signal: int) -> tuple[_Container, list[Entry]]:
-        """The container, and what has to be compiled for it."""
+    def _look_up(self, spec: GuestSpec, stop_signal: int, image: ImageId | None) -> _Container:
         # Loads the engine here, so that no start has to.
         load(f"handlers.wasmtime.{'core_module' if spec.worker is None else 'engine'}")
-        needed = [spec.entry, *(self._cache.forwarding() if spec.listen is not None else ())]
-        missing = [entry for entry in needed if not self._cache.path(entry).exists()]
-        return _Container(spec, self._cache.path(spec.entry), stop_signal), missing
+        return _Container(spec, self._cache.path(spec.entry), stop_signal, image)
 
-    async def _add(self, container_id: ContainerId, container: _Container, missing: list[Entry]) -> None:
-        for entry in missing:
-            await self._cache.compile(entry)
+    async def _add(self, container_id: ContainerId, container: _Container) -> None:
+        await self._compile(container_id, container.spec.entry, container.image)
+        if container.spec.listen is not None:
+            for entry in await asyncio.to_thread(self._cache.forwarding):
+                await self._cache.compile(entry)
         if container.spec.worker is not None:
             await self._workers.prepare()
         self._containers[container_id] = container
+
+    async def _compile(self, container_id: ContainerId, entry: Entry, image: ImageId | None) -> Path:
+        """Have a module compiled for as long as the container or its image is here."""
+        await self._context.modules.use(container_id, entry.digest, image)
+        return await self._cache.compile(entry)
 
     async def start(self, container_id: ContainerId) -> Started:
         """Returns when the module is linked and about to run."""
@@ -228,6 +240,7 @@ class WasmtimeHandler:
         bundle = self._context.layout.bundle(container_id)
         await asyncio.to_thread(self._workers.remove, container_id, cgroup_parent)
         await asyncio.to_thread(_remove, bundle)
+        await self._context.modules.release(container_id)
         self._containers.pop(container_id, None)
 
     async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
@@ -245,7 +258,7 @@ class WasmtimeHandler:
         if entry is None:
             program = facts(container.spec, request.args, self._processes(container, number, request))
         else:
-            program = await self._compiled(entry)
+            program = await self._compile(container_id, entry, container.image)
         terminal = isinstance(request, TerminalRequest)
         has_input = not isinstance(request, TerminalRequest) and request.stdin is not None
         entry = entry or container.spec.entry
@@ -253,12 +266,6 @@ class WasmtimeHandler:
         session = await self._workers.exec(container_id, spec, program, request)
         container.sessions[session] = number
         return session
-
-    async def _compiled(self, entry: Entry) -> Path:
-        path = await asyncio.to_thread(self._cache.path, entry)
-        if not await asyncio.to_thread(path.exists):
-            await self._cache.compile(entry)
-        return path
 
     @staticmethod
     def _processes(container: _Container, number: int, request: ExecRequest | TerminalRequest) -> tuple[Process, ...]:
@@ -298,16 +305,18 @@ class WasmtimeHandler:
             return _lost("the daemon restarted; the Wasm container ran inside it")
         if spec is None:
             return _lost("what was prepared for the Wasm container is gone; the node has restarted")
-        container, missing = await asyncio.to_thread(self._look_up, spec, record.stop_signal)
+        container = await asyncio.to_thread(self._look_up, spec, record.stop_signal, record.image_id)
         if running:
+            await self._context.modules.use(record.id, spec.entry.digest, record.image_id)
             self._containers[record.id] = container
             found = await self._workers.adopt(record.id, spec, self._teller(record.id, container))
             if isinstance(found, Exit):
                 del self._containers[record.id]
+                await self._context.modules.release(record.id)
                 return found
             container.run = found
             return None
-        await self._add(record.id, container, missing)
+        await self._add(record.id, container)
         return None
 
     def info(self, container_id: ContainerId) -> Mapping[str, object]:
@@ -345,7 +354,7 @@ class WasmtimeHandler:
     async def aclose(self) -> None:
         """End the modules in the daemon, which cannot outlive it; the next one reports them. Leave the workers."""
         self._closing = True
-        await self._cache.aclose()
+        await self._context.modules.aclose()
         running = [container for container in self._containers.values() if container.running]
         in_process = [container for container in running if container.spec.worker is None]
         for container in running:

@@ -46,7 +46,7 @@ def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
         digest = plan.image.wasm.digest
         path = layout.blob(digest)
         try:
-            head = _head(path)
+            head = read_head(path)
         except FileNotFoundError:
             msg = f"the module {digest} of image {plan.image.id} is not on this node"
             raise FailedPrecondition(msg, hint="remove the image and pull it again") from None
@@ -79,7 +79,8 @@ def is_component(head: bytes, name: str) -> bool:
     raise InvalidArgument(msg, hint=hint)
 
 
-def _head(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
+    """As much of a file as `is_component` wants."""
     with path.open("rb") as file:
         return file.read(len(_CORE_MODULE))
 

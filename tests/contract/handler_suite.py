@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,15 +19,17 @@ import pytest
 
 from cri_shim.adapters.apparmor import AppArmor
 from cri_shim.adapters.cgroups import Cgroups
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.pace import pace_of_this_machine
+from cri_shim.adapters.store import Store
 from cri_shim.adapters.user_namespaces import UserNamespaces
 from cri_shim.adapters.zygote import Zygote
 from cri_shim.kernel import caps
 from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState, Exit, Reason, User
 from cri_shim.model.errors import CriShimError
 from cri_shim.model.handler import ContainerPlan, ExecRequest, Handler, PodContext, ProcessPlan
-from cri_shim.model.ids import ContainerId, PodId, new_container_id, new_pod_id
+from cri_shim.model.ids import ContainerId, Digest, PodId, new_container_id, new_pod_id
 from cri_shim.model.image import ImageRecord
 from cri_shim.model.layout import Layout
 from cri_shim.pb import api_pb2 as pb
@@ -75,6 +77,13 @@ class Guest(Protocol):
         ...
 
 
+class KeptModules(CompiledModules):
+    """For tests of one another's modules, each compiled once for all: nothing is removed."""
+
+    async def drop_unused(self, digests: Iterable[Digest]) -> None:  # type: ignore[explicit-override]  # Python 3.12
+        """Keep them."""
+
+
 @dataclass
 class Bench:
     """A handler with what it needs, and what it has told."""
@@ -90,6 +99,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.changed = asyncio.Event()
         self.zygote = Zygote()
+        self.layout.state.mkdir(parents=True, exist_ok=True)
+        self.store = Store.open(self.layout.state / "state.db")
+        self.modules = KeptModules(self.layout.wasm_cache, self.store.images)
         self.handler = self.make(self.context())
         self.pod = self._pod()
 
@@ -99,6 +111,7 @@ class Bench:
             cgroups=self.cgroups,
             zygote=self.zygote,
             user_namespaces=UserNamespaces(self.layout, self.zygote),
+            modules=self.modules,
             conmon="conmon",
             limits={"oom_score_adj": 0},
             capabilities=caps.effective(),
@@ -181,6 +194,7 @@ class Bench:
             await self.handler.delete(plan.id, self.cgroup_parent)
         await self.handler.aclose()
         await self.zygote.aclose()
+        self.store.close()
         remove_cgroup(self.cgroup_parent)
 
     def _exited(self, container_id: ContainerId, ended: Exit) -> None:

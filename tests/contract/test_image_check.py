@@ -46,7 +46,14 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 async def check(node: Node, *, repair: bool = False) -> tuple[list[str], list[str], int]:
     """Problems, repairs, and how many problems remain."""
     checking = CheckImages(
-        node.store, node.content, node.layers, node.collector, node.image_layout, node.names, node.pull_image
+        store=node.store,
+        content=node.content,
+        layers=node.layers,
+        modules=node.modules,
+        collector=node.collector,
+        layout=node.image_layout,
+        names=node.names,
+        pull=node.pull_image,
     )
     answers = [answer async for answer in checking(pb.CheckImagesRequest(repair=repair))]
     assert answers[-1].WhichOneof("found") == "summary"

@@ -24,7 +24,8 @@ from tests.support.command import Command, served
 from tests.support.loopback_registry import LoopbackRegistry
 from tests.support.wired import CONFIG, wired
 
-MODULE = b"\0asm\x01\0\0\0"
+MODULE = b"\0asm one"
+"""None that could be compiled, which takes room of its own a moment later."""
 ONE = images.wasm_artifact(MODULE)
 TWO = images.wasm_image(MODULE)
 """With the module of the first, and a config of its own."""

@@ -15,7 +15,7 @@ import pytest
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
-from handlers.wasmtime import kind
+from handlers.wasmtime import cache, kind
 from tests.contract.wasm_bench import WasmBench, wasm_bench
 from tests.support import wasm
 
@@ -107,6 +107,19 @@ async def test_what_is_no_module_is_refused_by_name(bench: WasmBench, module: st
     assert list(plan.bundle.iterdir()) == []
 
 
+async def test_a_module_that_takes_for_ever_is_tried_once(
+    fresh_bench: WasmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_CPU_SECONDS", 1)
+    plan, again = (fresh_bench.artifact(wasm.long_module(600_000)) for _ in range(2))
+    with pytest.raises(FailedPrecondition, match="not compiled within 1 s of CPU time"):
+        await fresh_bench.handler.create(plan)
+    await fresh_bench.zygote.aclose()
+    with pytest.raises(FailedPrecondition, match="not compiled within 1 s of CPU time"):
+        await fresh_bench.handler.create(again)
+    assert fresh_bench.zygote.pid is None
+
+
 async def test_a_blob_that_is_gone_or_changed_is_an_error(bench: WasmBench) -> None:
     plan = bench.artifact(wasm.exits(99))
     assert plan.image is not None
@@ -147,7 +160,9 @@ from handlers.wasmtime import kind
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.model.layout import Layout
 from pathlib import Path
-context = HandlerContext(Layout(Path("/r"), Path("/s")), None, None, None, "", {}, frozenset(), None, None, print)
+context = HandlerContext(
+    Layout(Path("/r"), Path("/s")), None, None, None, None, "", {}, frozenset(), None, None, print
+)
 handler = kind.make("wasm", kind.OPTIONS(), context)
 assert "wasmtime" not in sys.modules, "loaded"
 assert threading.active_count() == 1

@@ -19,7 +19,7 @@ from tests.e2e.conftest import Lab
 from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import Pod, container_config, whole_lines
-from tests.support.expect import refused
+from tests.support.expect import eventually, refused
 
 pytestmark = pytest.mark.root
 
@@ -309,3 +309,31 @@ def test_of_both_platforms_of_a_tag_each_pod_gets_its_own(shared_lab: Lab, regis
             container = lab.cri.create(pod, container_config(reference, *arguments, name=f"main-{number}"))
             assert lab.cri.status(container).image_id == ids[handler]
             assert decision(lab, container)[0] == handler
+
+
+def compiled(lab: Lab) -> dict[str, int]:
+    """Digest and inode of what is compiled."""
+    return {path.stem: path.stat().st_ino for path in (lab.daemon.root / "wasm").glob("*/*.cwasm")}
+
+
+def test_the_module_of_an_ordinary_image_is_compiled_when_the_image_comes(lab: Lab, registry: images.Registry) -> None:
+    """It goes with the image, or with the last container that was made from it."""
+    lab.cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=lab.wasm)))
+    eventually(lambda: not compiled(lab))
+    reference = push_file(lab, registry, "ahead")
+    eventually(lambda: len(compiled(lab)) == 1)
+    ahead = compiled(lab)
+    pod = lab.pod("wasm")
+    made = lab.cri.create(pod, container_config(reference))
+    other = lab.cri.create(pod, container_config(reference, name="other"))
+    assert compiled(lab) == ahead
+    lab.cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
+    lab.daemon.restart()
+    with lab.daemon.client() as cri:
+        assert compiled(lab) == ahead
+        cri.start(made)
+        assert cri.wait_exit(made).exit_code == 0
+        cri.remove(made)
+        assert compiled(lab) == ahead
+        cri.remove(other)
+        assert compiled(lab) == {}

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cri_shim.adapters.compiled_modules import CompiledModules
 from cri_shim.adapters.content import Content
 from cri_shim.adapters.layers import Layers
 from cri_shim.adapters.registry import Registry
@@ -59,9 +60,10 @@ class Node:
         )
         self.layers = layers = Layers(self.layout, self.zygote, privileged=os.geteuid() == 0)
         images, records = self.store.images, self.store.layers
+        self.modules = CompiledModules(self.layout.wasm_cache, images)
         self.now: Callable[[], int] = lambda: next(clock)
         self.collector = ImageCollector(
-            images, records, self.content, layers, self.store.pulls, lambda: self.in_use, self._time
+            images, records, self.content, layers, self.modules, self.store.pulls, lambda: self.in_use, self._time
         )
         self.puller = LayerPuller(self.layout, self.content, layers, records, self.collector, parallel=3)
         policy = PullPolicy(
@@ -74,13 +76,21 @@ class Node:
         self.image_layout = ImageLayout(images, self.content, self.layout)
         self.names = ImageNames(images, self.image_layout)
         self.pull_image = PullImage(
-            policy, self.registry, self.content, images, self.names, self.collector, self.puller
+            policy,
+            self.registry,
+            self.content,
+            images,
+            self.names,
+            self.collector,
+            self.puller,
+            came=lambda _: None,
         )
         self.progress = LayerProgress(self.store.pulls, records, self.content)
         self.query = ImageQuery(
             images,
             records,
             self.content,
+            self.modules,
             self.layout,
             ("*/pinned*",),
             lambda: (7, 2),

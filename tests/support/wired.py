@@ -32,7 +32,7 @@ async def wired(directory: Path, config: Config = CONFIG, driver: Driver = Drive
     """The flows of a daemon that lives below `directory`."""
     layout = Layout(root=directory / "root", state=directory / "state")
     for needed in (layout.root, layout.state, layout.images, layout.partials, layout.layers, layout.wasm_cache):
-        needed.mkdir(parents=True)
+        needed.mkdir(parents=True, exist_ok=True)
     store = Store.open(layout.database)
     zygote = Zygote()
     base = Base(
