@@ -6,6 +6,7 @@ GIL (ctypes.CDLL does), so a slow mount never stops the event loop's thread.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -65,6 +66,8 @@ _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
 _AT_FDCWD: Final = -100
+_SOCKADDR_SIZE: Final = 16
+"""`struct sockaddr`; AF_UNSPEC is 0."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -141,6 +144,20 @@ def sethostname(name: str) -> None:
     encoded = os.fsencode(name)
     if _libc.sethostname(encoded, ctypes.c_size_t(len(encoded))) != 0:
         raise oserror(f"sethostname {name!r}")
+
+
+def disconnect(fd: int) -> None:
+    """Dissolve the association of a datagram socket: connect(2) with AF_UNSPEC, which Python's sockets cannot say."""
+    address = (ctypes.c_char * _SOCKADDR_SIZE)()
+    if _libc.connect(fd, address, ctypes.c_uint(_SOCKADDR_SIZE)) != 0:
+        raise oserror("connect AF_UNSPEC")
+
+
+def load_resolver() -> None:
+    """Load what getaddrinfo(3) would load later by a path: before glibc 2.34 its parts are libraries of their own."""
+    for name in ("libnss_files.so.2", "libnss_dns.so.2"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
 
 
 def prctl(option: int, argument: int) -> None:

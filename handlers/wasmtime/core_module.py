@@ -18,6 +18,7 @@ from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
 from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
+from handlers.wasmtime.wasi import wasi_config
 
 _INITIALIZE: Final = "_initialize"
 _PAGE: Final = 64 * 1024
@@ -51,7 +52,9 @@ def link_module(guest: Guest, resources: ExitStack) -> Linked:
     if guest.spec.listen is not None:
         instantiate = link_sockets(guest, guest.spec.listen, Parts(module, linker, hooks, store), resources)
     run = _Run(guest, store, instantiate, is_library)
-    return Linked(store, guest.give_files(store, resources), run.execute)
+    return Linked(
+        store, guest.give_files(lambda output: store.set_wasi(wasi_config(guest.spec, output)), resources), run.execute
+    )
 
 
 def _is_library(module: wasmtime.Module, wanted: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import wasmtime
+from wasmtime import _ffi as ffi
 
 MAX_STACK: Final = 1 << 20
 """Bytes of Wasm stack. Must be well below the stack of a guest's thread, or deep recursion is a crash of the daemon."""
@@ -22,6 +23,7 @@ _SETTINGS: Final[dict[str, object]] = {
     "wasm_multi_memory": False,  # the memory limit holds for each memory: there must be one
     "wasm_threads": False,  # shared memories escape the limit
     "shared_memory": False,
+    "concurrency_support": False,  # of components; with it 50.0.1 loses a call that lends two resources to the host
 }
 
 
@@ -29,7 +31,8 @@ def new_engine() -> wasmtime.Engine:
     """An engine of one's own: 14 µs, and only with an own one can a single guest be interrupted."""
     config = wasmtime.Config()
     for name, value in _SETTINGS.items():
-        setattr(config, name, value)
+        # Not the attributes of the class: it has not all of them, and takes others without a word.
+        getattr(ffi, f"wasmtime_config_{name}_set")(config.ptr(), value)
     return wasmtime.Engine(config)
 
 

@@ -30,10 +30,9 @@ from handlers.wasmtime.ending import Ending, exit_from
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
-from handlers.wasmtime.output import Output, Plain, Terminal
+from handlers.wasmtime.output import Output, Plain, Streams, Terminal
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.socket_calls import Calls
-from handlers.wasmtime.wasi import wasi_config
 
 _STACK: Final = 2 << 20
 """Bytes: the engine's limit for Wasm frames, and as much again for the calls into the host that they end in."""
@@ -61,6 +60,18 @@ class Told(Protocol):
         ...
 
 
+class Waits(Protocol):
+    """Where a guest waits for more than time. Any thread."""
+
+    def stop(self) -> None:
+        """End every wait, now and from now on."""
+        ...
+
+    def close_listeners(self) -> None:
+        """End what it listens on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a guest uses of its surroundings."""
@@ -70,7 +81,7 @@ class Services:
     told: Told
     ready: Callable[[], None] = lambda: None
     """Called by the guest's thread when all that it needs is open, before its first instruction."""
-    streams: Callable[[str], Output | Terminal | Plain] = Output
+    streams: Callable[[str], Streams] = Output
     """Opens the output, by the path of the log."""
 
 
@@ -79,7 +90,7 @@ class Linked:
     """A program that can run: `execute` does, to the end."""
 
     store: wasmtime.Store
-    output: Output | Terminal | Plain
+    output: Streams
     execute: Callable[[], Ending]
 
 
@@ -115,6 +126,7 @@ class Guest:
         self.has_input = bool(spec.stdin) or spec.terminal
         self._keeper = -1
         self.socket_calls: Calls | None = None
+        self.waits: Waits | None = None
         self.meter = Meter()
         self.clock_base = 0
 
@@ -136,17 +148,17 @@ class Guest:
 
         A graceful guest is only told, by the end of its input and of what it listens on; SIGKILL ends it as any other.
         """
-        if self.spec.graceful and signal != signals.SIGKILL and (self.socket_calls is not None or self.has_input):
+        if self.spec.graceful and signal != signals.SIGKILL and (self.waits is not None or self.has_input):
             self.end_input()
-            if self.socket_calls is not None:
-                self.socket_calls.sockets.close_listeners()
+            if self.waits is not None:
+                self.waits.close_listeners()
             return False
         if self.signal is None:
             self.signal = signal
         self._stopping.set()
         self.end_input()  # it may be waiting for some
-        if self.socket_calls is not None:
-            self.socket_calls.sockets.stop()
+        if self.waits is not None:
+            self.waits.stop()
         # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other.
         self.engine.increment_epoch()
         return True
@@ -258,8 +270,14 @@ class Guest:
     def _drained(self) -> None:
         self._told.ended(self._exit)
 
-    def give_files(self, store: wasmtime.Store, resources: ExitStack) -> Output | Terminal | Plain:
-        """Log, streams and directories. The last thing that can fail: from here on the pump tells the end."""
+    def wait_in(self, waits: Waits) -> None:
+        """It waits there from now on."""
+        self.waits = waits
+        if self.is_stopping:
+            waits.stop()
+
+    def give_files(self, take: Callable[[Streams], None], resources: ExitStack) -> Streams:
+        """Log, streams and directories, which `take` opens. The last that can fail: now the pump tells the end."""
         output = self._streams(self.spec.log_path)
         resources.callback(output.close)
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
@@ -267,7 +285,7 @@ class Guest:
             # Also a writer: no client that comes and goes ends the input.
             self._keeper = os.open(self.spec.stdin, os.O_RDWR | os.O_CLOEXEC)
             resources.callback(self.end_input)
-        store.set_wasi(wasi_config(self.spec, output))
+        take(output)
         output.hand_over(self._pump, self._drained)
         if not isinstance(output, Plain):
             self.output = output

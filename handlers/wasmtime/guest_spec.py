@@ -63,6 +63,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the network namespace; empty = the host's."""
     cgroup_parent: str
     limits: dict[str, Any]
+    hosts: str = ""
+    """Path of the file that names are looked up in; empty = there is none."""
+    resolv_conf: str = ""
+    """Likewise."""
 
 
 class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import posixpath
 
 import msgspec
 
@@ -40,6 +41,7 @@ def worker_spec(plan: ContainerPlan, why: str, context: HandlerContext) -> Worke
 def identity(plan: ContainerPlan, context: HandlerContext) -> WorkerSpec:
     """Of a further process of a container that runs in the daemon. Its limits are the engine's."""
     user = plan.process.user
+    mounted = {posixpath.normpath(mount.container_path): mount.host_path for mount in plan.config.mounts}
     capabilities = wanted_capabilities(plan.config.linux.security_context) & context.capabilities
     return WorkerSpec(
         why="exec",
@@ -51,6 +53,8 @@ def identity(plan: ContainerPlan, context: HandlerContext) -> WorkerSpec:
         netns=str(plan.pod.net) if plan.pod.net is not None else "",
         cgroup_parent=plan.pod.cgroup_parent,
         limits={},
+        hosts=mounted.get("/etc/hosts", str(plan.pod.hosts)),
+        resolv_conf=mounted.get("/etc/resolv.conf", str(plan.pod.resolv_conf)),
     )
 
 

@@ -42,8 +42,7 @@ def link_sockets(guest: Guest, listen: Listen, parts: Parts, resources: ExitStac
     opened = sockets.Sockets(_opened(listen), guest.resting)
     resources.callback(opened.close)
     guest.socket_calls = Calls(opened, has_directories=bool(guest.spec.preopens))
-    if guest.is_stopping:
-        opened.stop()
+    guest.wait_in(opened)
     front, back = (_load(guest, path) for path in (listen.front, listen.back))
     store = parts.store
     entry = wasmtime.Linker(guest.engine).instantiate(store, front)

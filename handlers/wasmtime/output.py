@@ -151,3 +151,7 @@ class Plain:
         """The guest has ended, or was not started."""
         if self._drained is not None:
             self._drained()
+
+
+Streams = Output | Terminal | Plain
+"""Of a guest: where it writes, and what becomes of that."""

@@ -6,10 +6,10 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.guest_spec import GuestSpec
-from handlers.wasmtime.output import Output, Plain, Terminal
+from handlers.wasmtime.output import Streams
 
 
-def wasi_config(spec: GuestSpec, output: Output | Terminal | Plain) -> wasmtime.WasiConfig:
+def wasi_config(spec: GuestSpec, output: Streams) -> wasmtime.WasiConfig:
     """FailedPrecondition names what cannot be opened."""
     config = wasmtime.WasiConfig()
     settings: dict[str, object] = {"argv": list(spec.argv), "env": list(spec.env)}

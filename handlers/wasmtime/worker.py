@@ -34,6 +34,7 @@ from handlers.wasmtime.core_module import link_module
 from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest import Guest, Services
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
+from handlers.wasmtime.lookup_files import furnish
 from handlers.wasmtime.output import Output, Plain, Terminal
 from handlers.wasmtime.quota import Throttle
 
@@ -61,7 +62,7 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     worker = _Worker(socket.socket(fileno=listener), exit_fd, spec.worker, arguments["empty"])
     worker.wait_for_go()
     try:
-        _enter(spec.worker, namespaces)
+        _enter(spec, spec.worker, namespaces, arguments["empty"])
         streams = Terminal if spec.terminal else Output
         services = Services(LogPump(), Throttle(), worker, worker.shut_up, streams)
         program = link_component if spec.entry.component else link_module
@@ -94,7 +95,7 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     os.close(go)
     executed = _Executed(spec.worker, arguments["empty"])
     try:
-        _enter(spec.worker, namespaces)
+        _enter(spec, spec.worker, namespaces, arguments["empty"])
         if "applet" in arguments:
             _run_applet(spec, arguments["applet"], executed)
     except OSError as error:
@@ -148,14 +149,16 @@ def _shut_up(spec: WorkerSpec, empty: str) -> None:
     credentials.become(spec.uid, spec.gid, spec.groups, spec.capabilities)
 
 
-def _enter(spec: WorkerSpec, namespaces: Sequence[int]) -> None:
+def _enter(spec: GuestSpec, worker: WorkerSpec, namespaces: Sequence[int], empty: str) -> None:
     with Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
-        score.write(str(spec.oom_score_adj))
+        score.write(str(worker.oom_score_adj))
     for namespace in namespaces:
         libc.setns(namespace, libc.CLONE_NEWNET)
         os.close(namespace)
     libc.unshare(libc.CLONE_NEWNS)
     libc.mount(None, "/", None, libc.MS_SLAVE | libc.MS_REC)  # what the host unmounts is unmounted here too
+    if spec.entry.component:
+        furnish(worker, Path(empty))
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from wasmtime.component import Component
 
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.ids import Digest
+from handlers.wasmtime.engine import new_engine
 from handlers.wasmtime.guest_spec import Entry, GuestSpec
 from handlers.wasmtime.wasip2 import calls, linker
 from handlers.wasmtime.wasip2.interface import Exited, Interface, Trap, methods
@@ -66,8 +67,9 @@ class Bench:
         self.resources = resources
         self.guest = Guest(spec())
         self.world = new_world(self.guest, resources)
-        self.engine = wasmtime.Engine()
+        self.engine = new_engine()
         self.store = wasmtime.Store(self.engine)
+        self.store.set_epoch_deadline(1)
         self._read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         resources.callback(os.close, self._read)
         resources.callback(os.close, write)
@@ -87,7 +89,7 @@ class Bench:
         assert index is not None
         run = instance.get_func(self.store, index)
         assert run is not None
-        return calls.call(self.world, self.store, run, *arguments)
+        return calls.call(self.world.table, self.store, run, *arguments)
 
     def passes(self, text: str, values: object, host: Callable[[Any], Any]) -> Any:
         """What comes back from the host through the component."""

@@ -18,7 +18,7 @@ from wasmtime import component
 
 from handlers.wasmtime.sockets import Stopped
 from handlers.wasmtime.wasip2.interface import Exited, Failure, Function, Trap
-from handlers.wasmtime.wasip2.resources import Resource
+from handlers.wasmtime.wasip2.resources import Resource, Table
 from handlers.wasmtime.wasip2.values import Codec, Context, codec
 from handlers.wasmtime.wasip2.world import World
 
@@ -138,10 +138,10 @@ class Definer:
         )
 
 
-def call(world: World, store: wasmtime.Store, function: component.Func, *arguments: object) -> Any:
+def call(table: Table, store: wasmtime.Store, function: component.Func, *arguments: object) -> Any:
     """Call what the component exports. WasmtimeError when it traps."""
     signature = function.type(store)
-    context = Context(store._context(), world.table)  # noqa: SLF001  as the library's own classes do
+    context = Context(store._context(), table)  # noqa: SLF001  as the library's own classes do
     params = (ffi.wasmtime_component_val_t * len(arguments))()
     for index, ((_, wit), argument) in enumerate(zip(signature.params, arguments, strict=True)):
         codec(wit).lower(context, argument, params[index])

@@ -6,7 +6,6 @@ asked for. Invariant: what a component imports and we have not is refused by nam
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Final
@@ -15,33 +14,49 @@ import wasmtime
 from wasmtime import component
 
 from cri_shim.model.errors import FailedPrecondition
+from handlers.wasmtime.wasip2 import (
+    cli,
+    clocks,
+    poll,
+    random,
+    sockets_lookup,
+    sockets_network,
+    sockets_tcp,
+    sockets_udp,
+    streams,
+)
 from handlers.wasmtime.wasip2.calls import Definer
 from handlers.wasmtime.wasip2.interface import Interface
 from handlers.wasmtime.wasip2.world import World
 
 _VERSION: Final = "0.2."
-_HERE: Final = "handlers.wasmtime.wasip2"
-_INTERFACES: Final = {
-    "wasi:cli/environment": "cli:environment",
-    "wasi:cli/exit": "cli:leaving",
-    "wasi:cli/stderr": "cli:stderr",
-    "wasi:cli/stdin": "cli:stdin",
-    "wasi:cli/stdout": "cli:stdout",
-    "wasi:cli/terminal-input": "cli:terminal_input",
-    "wasi:cli/terminal-output": "cli:terminal_output",
-    "wasi:cli/terminal-stderr": "cli:terminal_stderr",
-    "wasi:cli/terminal-stdin": "cli:terminal_stdin",
-    "wasi:cli/terminal-stdout": "cli:terminal_stdout",
-    "wasi:clocks/monotonic-clock": "clocks:monotonic",
-    "wasi:clocks/wall-clock": "clocks:wall",
-    "wasi:io/error": "streams:errors",
-    "wasi:io/poll": "poll:interface",
-    "wasi:io/streams": "streams:interface",
-    "wasi:random/insecure": "random:insecure",
-    "wasi:random/insecure-seed": "random:insecure_seed",
-    "wasi:random/random": "random:secure",
+_INTERFACES: Final[Mapping[str, Callable[[World], Interface]]] = {
+    "wasi:cli/environment": cli.environment,
+    "wasi:cli/exit": cli.leaving,
+    "wasi:cli/stderr": cli.stderr,
+    "wasi:cli/stdin": cli.stdin,
+    "wasi:cli/stdout": cli.stdout,
+    "wasi:cli/terminal-input": cli.terminal_input,
+    "wasi:cli/terminal-output": cli.terminal_output,
+    "wasi:cli/terminal-stderr": cli.terminal_stderr,
+    "wasi:cli/terminal-stdin": cli.terminal_stdin,
+    "wasi:cli/terminal-stdout": cli.terminal_stdout,
+    "wasi:clocks/monotonic-clock": clocks.monotonic,
+    "wasi:clocks/wall-clock": clocks.wall,
+    "wasi:io/error": streams.errors,
+    "wasi:io/poll": poll.interface,
+    "wasi:io/streams": streams.interface,
+    "wasi:random/insecure": random.insecure,
+    "wasi:random/insecure-seed": random.insecure_seed,
+    "wasi:random/random": random.secure,
+    "wasi:sockets/instance-network": sockets_network.instance_network,
+    "wasi:sockets/ip-name-lookup": sockets_lookup.interface,
+    "wasi:sockets/network": sockets_network.network,
+    "wasi:sockets/tcp": sockets_tcp.interface,
+    "wasi:sockets/tcp-create-socket": sockets_tcp.creation,
+    "wasi:sockets/udp": sockets_udp.interface,
+    "wasi:sockets/udp-create-socket": sockets_udp.creation,
 }
-"""Module and function, which takes the `World`. Loaded when a component asks for it."""
 
 
 def link(
@@ -71,12 +86,8 @@ def link(
 def find_interface(world: World, name: str) -> Interface | None:
     """The interface of that name, with a version; None = we have none such."""
     base, _, version = name.partition("@")
-    place = _INTERFACES.get(base)
-    if place is None or not version.startswith(_VERSION):
-        return None
-    module, _, function = place.partition(":")
-    make: Callable[[World], Interface] = getattr(importlib.import_module(f"{_HERE}.{module}"), function)
-    return make(world)
+    make = _INTERFACES.get(base)
+    return make(world) if make is not None and version.startswith(_VERSION) else None
 
 
 def not_provided(name: str) -> FailedPrecondition:

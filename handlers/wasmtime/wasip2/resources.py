@@ -6,8 +6,11 @@ the guest's hands; when the last one is dropped it is closed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import ClassVar, Final
+
+from handlers.wasmtime.sockets import Stopped
 
 _types: Final = itertools.count(1)
 
@@ -57,4 +60,5 @@ class Table:
     def close(self) -> None:
         """The guest has ended: what came last goes first."""
         while self._objects:
-            self._objects.popitem()[1].close()
+            with contextlib.suppress(Stopped):
+                self._objects.popitem()[1].close()

@@ -6,16 +6,21 @@ guest has ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.guest_spec import GuestSpec
-from handlers.wasmtime.output import Output, Plain
+from handlers.wasmtime.output import Streams
 from handlers.wasmtime.wasip2.resources import Table
 from handlers.wasmtime.wasip2.waiter import Waiter
+
+_TERMINAL: Final = "/proc/self/fd/0"
 
 
 class HostedGuest(Protocol):
@@ -45,6 +50,31 @@ class Directory:
     readonly: bool
 
 
+class Listeners:
+    """The sockets that it listens on. Any thread."""
+
+    def __init__(self) -> None:
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    def add(self, sock: socket.socket) -> None:
+        """It listens."""
+        with self._lock:
+            self._sockets.add(sock)
+
+    def discard(self, sock: socket.socket) -> None:
+        """It is about to be closed."""
+        with self._lock:
+            self._sockets.discard(sock)
+
+    def end(self) -> None:
+        """No more connections: who waits for one gets an error."""
+        with self._lock:
+            for sock in self._sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RD)
+
+
 @dataclass(slots=True)
 class World:
     """Of one guest. The descriptors of the streams do not block; no `stdin` = it is at its end from the start."""
@@ -52,18 +82,28 @@ class World:
     guest: HostedGuest
     waiter: Waiter
     table: Table = field(default_factory=Table)
+    listeners: Listeners = field(default_factory=Listeners)
     stdin: int | None = None
     stdout: int = -1
     stderr: int = -1
     directories: tuple[Directory, ...] = ()
 
-    def open(self, output: Output | Plain, resources: ExitStack) -> None:
+    def stop(self) -> None:
+        """End every wait, now and from now on. Any thread."""
+        self.waiter.stop()
+
+    def close_listeners(self) -> None:
+        """No more connections: who waits for one gets an error. Any thread."""
+        self.listeners.end()
+
+    def open(self, output: Streams, resources: ExitStack) -> None:
         """Open streams and directories. FailedPrecondition names what cannot be opened."""
         spec = self.guest.spec
         self.stdout = _opened(output.stdout_path, os.O_WRONLY, resources)
         self.stderr = _opened(output.stderr_path, os.O_WRONLY, resources)
-        if spec.stdin:
-            self.stdin = _opened(spec.stdin, os.O_RDONLY, resources)
+        source = _TERMINAL if spec.terminal else spec.stdin
+        if source:
+            self.stdin = _opened(source, os.O_RDONLY, resources)
         directories = []
         for preopen in spec.preopens:
             try:
@@ -81,6 +121,7 @@ def new_world(guest: HostedGuest, resources: ExitStack) -> World:
     resources.callback(waiter.close)
     world = World(guest, waiter)
     resources.callback(world.table.close)
+    resources.callback(waiter.stop)  # what is closed at the end waits for nothing
     return world
 
 
