@@ -178,9 +178,9 @@ def close_range_on_exec(first: int) -> None:
         raise oserror("close_range")
 
 
-def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
-    """Open without creating, by rules for the resolution. Returns a descriptor that exec closes."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, resolve: int, mode: int = 0) -> int:
+    """Open by rules for the resolution, and with O_CREAT create with `mode`. Returns a descriptor that exec closes."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     fd = _raw(_SYS_OPENAT2, dirfd, _encode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
     if fd < 0:
         raise oserror("openat2", path)

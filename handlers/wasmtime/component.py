@@ -29,8 +29,6 @@ _RUN: Final = "wasi:cli/run@0.2."
 _HTTP: Final = "wasi:http/incoming-handler@"
 _NETWORK: Final = ("wasi:sockets/tcp-create-", "wasi:sockets/udp-create-", "wasi:sockets/ip-name-lookup@")
 """Who imports others of these only, as adapters of preview 1 do, has no socket to use them on."""
-_FILES: Final = "wasi:filesystem/"
-"""The engine still serves who wants these too, without the network."""
 _NATIVE: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 _FAILED: Final = 1
 
@@ -45,7 +43,7 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
     imports = list(component.type.imports(guest.engine))
     store = wasmtime.Store(guest.engine)
     store.set_epoch_deadline(1)
-    if any(name.startswith(_NETWORK) for name in imports) and not any(name.startswith(_FILES) for name in imports):
+    if any(name.startswith(_NETWORK) for name in imports):
         world = new_world(guest, resources)
         linker, table = link(world, component, guest.engine, resources), world.table
         guest.wait_in(world)

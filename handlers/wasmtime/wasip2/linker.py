@@ -17,6 +17,7 @@ from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.wasip2 import (
     cli,
     clocks,
+    filesystem,
     poll,
     random,
     sockets_lookup,
@@ -43,6 +44,8 @@ _INTERFACES: Final[Mapping[str, Callable[[World], Interface]]] = {
     "wasi:cli/terminal-stdout": cli.terminal_stdout,
     "wasi:clocks/monotonic-clock": clocks.monotonic,
     "wasi:clocks/wall-clock": clocks.wall,
+    "wasi:filesystem/preopens": filesystem.preopens,
+    "wasi:filesystem/types": filesystem.interface,
     "wasi:io/error": streams.errors,
     "wasi:io/poll": poll.interface,
     "wasi:io/streams": streams.interface,
