@@ -146,7 +146,7 @@ class Flows:
         handlers = _make_handlers(base, options, exits, modules)
         layers = LayerSizes(base.layout)
         images = ImageFlows.build(base, handlers, layers, modules)
-        pods, containers = _runtime(base, handlers, exits, later, images.collector)
+        pods, containers = _runtime(base, handlers, exits, later, images)
         watch = NetworkWatch(base.network)
         node = Node(handlers, watch, base.node, base.driver, as_dict(base.config))
         settle = SettleNetworks(base.store, base.layout, base.network, base.config.network.check)
@@ -256,18 +256,30 @@ class _Containers:
 
 
 def _runtime(
-    base: Base, handlers: Handlers, exits: Exits, later: Later, collector: ImageCollector
+    base: Base, handlers: Handlers, exits: Exits, later: Later, images: ImageFlows
 ) -> tuple[_Pods, _Containers]:
     store, layout, node = base.store, base.layout, base.node
     clock, locks = Clock(time.time_ns), Locks()
     program = shutil.which(base.config.monitor.infra)
     infra = Infra(store, layout, handlers, node, locks, clock, Path(program).resolve() if program else None)
     stop = StopContainer(store, handlers, exits)
-    volumes = ImageVolumes(store, layout, collector, locks)
+    volumes = ImageVolumes(store, layout, images.collector, locks)
     missing_source = MissingSource(base.config.missing_mount_source)
-    remove = RemoveContainer(store, layout, handlers, stop, locks, collector, volumes, InFlight())
+    remove = RemoveContainer(store, layout, handlers, stop, locks, images.collector, volumes, InFlight())
     containers = _Containers(
-        create=CreateContainer(store, layout, handlers, infra, node, clock, locks, collector, volumes, missing_source),
+        create=CreateContainer(
+            store=store,
+            layout=layout,
+            handlers=handlers,
+            infra=infra,
+            node=node,
+            clock=clock,
+            locks=locks,
+            collector=images.collector,
+            image_volumes=volumes,
+            platforms=images.platforms,
+            missing_source=missing_source,
+        ),
         start=StartContainer(store, handlers, locks, clock, InFlight()),
         stop=stop,
         remove=remove,
@@ -312,6 +324,7 @@ class ImageFlows:
     layout: ImageLayout
     modules: CompiledModules
     compile: CompileAhead
+    platforms: ImagePlatforms
 
     @classmethod
     def build(cls, base: Base, handlers: Handlers, written: LayerSizes, modules: CompiledModules) -> ImageFlows:
@@ -334,9 +347,10 @@ class ImageFlows:
             auth=RegistryAuth(Path(settings.auth_file) if settings.auth_file else None),
             proxies=Proxies.from_environment(os.environ),
         )
-        platforms = ImagePlatforms(handlers, store.pods)
+        host = host_platforms(platform.machine())
+        platforms = ImagePlatforms(handlers, store.pods, store.images, content, host)
         policy = PullPolicy(
-            host=host_platforms(platform.machine()),
+            host=host,
             keep_blobs=settings.keep_blobs,
             serve_local=settings.offline == "serve-local",
             wants_wasm=platforms.of_pull,
@@ -382,7 +396,7 @@ class ImageFlows:
             "CheckImages": CheckImages(store, content, layers, modules, collector, image_layout, names, pull),
             "SaveImages": SaveImages(store.images, content, registry, collector, puller, image_layout),
         }
-        return cls(methods, admin, collector, registry, pull, imports, image_layout, modules, compile_ahead)
+        return cls(methods, admin, collector, registry, pull, imports, image_layout, modules, compile_ahead, platforms)
 
     async def repair(self) -> None:
         """Make records and disk agree, and keep what failed pulls leave within its bounds."""

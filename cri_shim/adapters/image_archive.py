@@ -208,8 +208,12 @@ class ArchiveOrigin:
             return self.made
         return await self._document(self.digest, self.media_type)
 
+    def has(self, digest: Digest) -> bool:
+        """Archives often have one platform of an index, and leave out the others."""
+        return digest in self.blobs
+
     async def manifest(self, digest: Digest) -> Document:
-        """A manifest that an index names. Archives have one platform of an index, and leave out the others."""
+        """A manifest that an index names."""
         return await self._document(digest, "")
 
     async def blob(self, ingest: Ingest) -> None:

@@ -78,6 +78,7 @@ class CreateContainer:
     locks: Locks
     collector: ImageCollector
     image_volumes: ImageVolumes
+    platforms: ImagePlatforms
     missing_source: MissingSource
     creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
 
@@ -131,7 +132,7 @@ class CreateContainer:
         )
 
     def _image(self, pod: PodRecord, config: pb.ContainerConfig) -> ImageRecord:
-        """The image that is meant; of several platforms under one name the one that the pod's handler runs."""
+        """The image that is meant, of several platforms under one name too."""
         wanted = config.image.image
         if not wanted:
             msg = "image.image is empty"
@@ -140,12 +141,10 @@ class CreateContainer:
         if not found:
             msg = f"image {wanted!r} is not on this node"
             raise NotFound(msg, hint="pull it first")
-        # The kubelet asks by id, which it has by the name: there may be one of the other platform under it.
-        siblings = [image for image in self.store.images.values() if image.is_sibling(found[0])]
-        named = [image for image in siblings if set(image.repo_tags) & set(found[0].repo_tags)]
-        return ImagePlatforms(self.handlers, self.store.pods).pick((*found, *named), pod.handler)
+        return self.platforms.of_container(found, pod, config)
 
     async def _create(self, name: ContainerName, asked: _Asked) -> ContainerId:
+        await self.platforms.require(asked.image, asked.pod, asked.config)
         container_id = new_container_id()
         async with self.locks.hold(container_id), Undo("create container") as undo:
             record = ContainerRecord(

@@ -21,6 +21,7 @@ from cri_shim.model.ids import Digest, ImageId
 from cri_shim.model.image import ImageRecord
 from cri_shim.model.refs import parse_reference
 from cri_shim.pb import admin_pb2 as pb
+from cri_shim.wire.oci_image import Index, choose, parse_document
 
 log = get_logger()
 
@@ -67,15 +68,14 @@ class LoadImages:
                 if image.names and not tags:
                     continue
                 called = tags[0] if tags else f"the image in {path}"
-                taking = asyncio.ensure_future(self._take(image, tags, called, pin=pin))
                 try:
-                    async for layers in self.progress.of(taking, called):
-                        yield pb.LoadImagesResponse(layers=layers)
-                    image_id = taking.result()
+                    for wants_wasm in await self._kinds(image):
+                        taking = asyncio.ensure_future(self._take(image, tags, Wish(called, wants_wasm), pin=pin))
+                        async for layers in self.progress.of(taking, called):
+                            yield pb.LoadImagesResponse(layers=layers)
+                        yield pb.LoadImagesResponse(id=taking.result(), tags=tags)
                 except PullError as error:
                     failures.append(error)
-                    continue
-                yield pb.LoadImagesResponse(id=image_id, tags=tags)
         if failures:
             rest = f"{len(failures)} of {len(images)} images of the archive were not loaded" if len(images) > 1 else ""
             raise PullError(failures[0].cause, hint=failures[0].hint or rest)
@@ -87,12 +87,22 @@ class LoadImages:
         taken = {tag for record in newer for tag in record.repo_tags}
         return tuple(tag for tag in tags if tag not in taken)
 
-    async def _take(self, image: ArchivedImage, tags: Sequence[str], called: str, *, pin: bool) -> ImageId:
+    async def _kinds(self, image: ArchivedImage) -> tuple[bool | None, ...]:
+        """Of an index Linux and Wasm, as far as the archive has them; nobody could fetch the other one later."""
+        document = await image.origin.resolve()
+        index = parse_document(document.body, document.media_type)
+        if not isinstance(index, Index):
+            return (None,)
+        host = self.pull.policy.host
+        kinds = {choose(index, host, wants_wasm=wants_wasm).id: wants_wasm for wants_wasm in (False, True)}
+        return tuple(kind for digest, kind in kinds.items() if image.origin.has(digest)) or (None,)
+
+    async def _take(self, image: ArchivedImage, tags: Sequence[str], wish: Wish, *, pin: bool) -> ImageId:
         async def keep(record: ImageRecord, digest: Digest) -> None:
             del digest  # which registry has it, if any, the archive does not say
             await self.names.commit(record, tags=tags, pins=(tags or (record.id,)) if pin else ())
 
-        return await self.pull.take(image.origin, Wish(called), keep)
+        return await self.pull.take(image.origin, wish, keep)
 
 
 @dataclass(slots=True)

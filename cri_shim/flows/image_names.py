@@ -87,6 +87,7 @@ class ImageNames:
         if known is not None:
             record = msgspec.structs.replace(
                 record,
+                index=record.index or known.index,
                 repo_tags=known.repo_tags,
                 repo_digests=known.repo_digests,
                 pins=known.pins,

@@ -192,12 +192,12 @@ def choose(index: Index, host: Sequence[Platform], *, wants_wasm: bool | None) -
     PullError that lists the platforms there are, when none of them fits.
     """
     candidates = [entry for entry in index.manifests if _is_image(entry)]
-    linux = [entry for platform in host for entry in candidates if _platform(entry) == platform]
-    wasm = [entry for entry in candidates if _platform(entry).is_wasm]
+    linux = [entry for platform in host for entry in candidates if platform_of(entry) == platform]
+    wasm = [entry for entry in candidates if platform_of(entry).is_wasm]
     unnamed = [entry for entry in candidates if entry.platform is None]
     ordered = (wasm + linux if wants_wasm else linux + wasm) + unnamed
     if not ordered:
-        there = ", ".join(sorted({_platform(entry).text for entry in candidates})) or "none"
+        there = ", ".join(sorted({platform_of(entry).text for entry in candidates})) or "none"
         wanted = host[0].text if host else "linux"
         msg = f"the image has no manifest for {wanted} or wasi/wasm, only for: {there}"
         raise PullError(msg)
@@ -272,12 +272,13 @@ def _check_descriptor(descriptor: Descriptor) -> None:
 
 def _is_image(entry: Descriptor) -> bool:
     """False for attestations and signatures that buildkit puts beside the images, as unknown/unknown."""
-    return entry.media_type in {"", OCI_MANIFEST, DOCKER_MANIFEST} and _platform(entry) != Platform(
+    return entry.media_type in {"", OCI_MANIFEST, DOCKER_MANIFEST} and platform_of(entry) != Platform(
         "unknown", "unknown"
     )
 
 
-def _platform(entry: Descriptor) -> Platform:
+def platform_of(entry: Descriptor) -> Platform:
+    """What an index says of one of its manifests; empty where it says nothing."""
     return entry.platform.parsed() if entry.platform is not None else Platform("", "")
 
 

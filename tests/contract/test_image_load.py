@@ -18,6 +18,7 @@ from cri_shim.adapters.image_archive import Archives
 from cri_shim.flows.image_load import ImportImages, LoadImages
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, NotFound, PullError
 from cri_shim.model.ids import ImageId
+from cri_shim.model.refs import find_images
 from cri_shim.pb import admin_pb2 as pb
 from tests.support import archives, images
 from tests.support.archives import CONTAINERD_NAME, REF_NAME, Members
@@ -115,6 +116,21 @@ async def test_layers_may_be_links(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(archives.tar({**saved, "real/layer.tar": layer}, links={name: "../real/layer.tar"}))
     assert await load(node, path) == [(LINUX.id, [NAME])]
+
+
+async def test_both_kinds_of_an_index_are_taken(node: Node, tmp_path: Path) -> None:
+    """As far as they are there, whichever that is."""
+    both = images.index({f"linux/{images.ARCHITECTURE}": LINUX, "wasi/wasm": WASM})
+    members = archives.layout([(both, {CONTAINERD_NAME: NAME})])
+    path = archives.write(tmp_path / "a.tar", members)
+    if os.geteuid() == 0:
+        assert await load(node, path) == [(LINUX.id, [NAME]), (WASM.id, [NAME])]
+        assert [image.is_wasm for image in find_images(node.store.images.values(), NAME)] == [False, True]
+        await node.remove(NAME)
+    for blob in (LINUX.manifest, *LINUX.blobs):
+        del members[archives.blob_name(blob.digest)]
+    path = archives.write(tmp_path / "b.tar", members)
+    assert await load(node, path) == [(WASM.id, [NAME])]
 
 
 async def test_an_index_may_lack_what_this_node_does_not_run(node: Node, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def say_hello(daemon: Daemon, image: str) -> list[str]:
         return whole_lines(cri.log(container))
 
 
+@pytest.mark.timeout(900)
 def test_a_load_that_is_killed_leaves_nothing_wrong(make_daemon: MakeDaemon, tmp_path: Path) -> None:
     """At random moments: the next daemon has a sound store, and the same archive is loaded."""
     dice = random.Random(5)

@@ -7,6 +7,7 @@ container that runs, or in an error that the user can act on.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Mapping
 
@@ -19,6 +20,7 @@ from tests.e2e.conftest import Lab
 from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import Pod, container_config, whole_lines
+from tests.support.daemon import PROGRAM
 from tests.support.expect import eventually, refused
 
 pytestmark = pytest.mark.root
@@ -309,6 +311,58 @@ def test_of_both_platforms_of_a_tag_each_pod_gets_its_own(shared_lab: Lab, regis
             container = lab.cri.create(pod, container_config(reference, *arguments, name=f"main-{number}"))
             assert lab.cri.status(container).image_id == ids[handler]
             assert decision(lab, container)[0] == handler
+
+
+def test_the_other_platform_of_a_tag_is_not_run_in_its_place(shared_lab: Lab, registry: images.Registry) -> None:
+    """What a pod runs must not depend on what was pulled before: the error says what to pull, and then it runs."""
+    lab = shared_lab
+    linux, artifact = images.busybox_image(), images.wasm_artifact(guests.assemble(guests.ECHO))
+    both = images.index({f"linux/{images.ARCHITECTURE}": linux, "wasi/wasm": artifact})
+    names = {
+        "wasm": (f"linux/{images.ARCHITECTURE}", "wasi/wasm"),
+        "crun": ("wasi/wasm", f"linux/{images.ARCHITECTURE}"),
+    }
+    for handler, other in (("wasm", "crun"), ("crun", "wasm")):
+        name = registry.push(f"mixed/only-{handler}:1", both)
+        here = lab.cri.images.PullImage(
+            pb.PullImageRequest(image=pb.ImageSpec(image=name, runtime_handler=other))
+        ).image_ref
+        pod = lab.pod(handler)
+        there, meant = names[handler]
+        words = (
+            f"{name} is here for {there} only, and handler '{handler}' runs it for {meant}; pull that: cri-shim images"
+        )
+        config = container_config(here, "true")
+        config.image.user_specified_image = name  # as the kubelet, which asks by the id
+        for wanted in (config, container_config(name, "true")):
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, words):
+                lab.cri.create(pod, wanted)
+        # The same image by a name that stands for it alone.
+        alone = registry.push("mixed/alone:1", linux)
+        lab.cri.pull(alone)
+        assert decision(lab, lab.cri.create(lab.pod("wasm"), container_config(alone, "true")))[0] == "runc"
+        pulled = subprocess.run(
+            [PROGRAM, "images", "pull", "--listen", str(lab.daemon.socket), "--handler", handler, name], check=False
+        )
+        assert pulled.returncode == 0
+        container = lab.cri.create(pod, config)
+        assert decision(lab, container)[0] == handler
+        lab.cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=name)))
+
+
+def test_a_container_may_name_the_handler_for_the_platform_that_is_here(
+    shared_lab: Lab, registry: images.Registry
+) -> None:
+    lab = shared_lab
+    linux, artifact = images.busybox_image(), images.wasm_artifact(guests.assemble(guests.ECHO))
+    both = images.index({f"linux/{images.ARCHITECTURE}": linux, "wasi/wasm": artifact})
+    name = registry.push("mixed/named:1", both)
+    lab.cri.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=name, runtime_handler="runc")))
+    pod = annotated(lab, "wasm", {"cri-shim.io/handler.main": "runc"})
+    container = lab.cri.create(pod, container_config(name, "true", name="main"))
+    assert decision(lab, container)[0] == "runc"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "handler 'wasm' runs it for wasi/wasm"):
+        lab.cri.create(pod, container_config(name, "true", name="other"))
 
 
 def compiled(lab: Lab) -> dict[str, int]:

@@ -59,6 +59,7 @@ def sizes(daemon: Daemon) -> Mapping[str, tuple[int, int]]:
     return found
 
 
+@pytest.mark.timeout(900)
 def test_kill_at_any_moment_of_a_pull(make_daemon: MakeDaemon, registry: LoopbackRegistry) -> None:
     daemon, moments = make_daemon(), seeded()
     name = registry.add("demo/app:1", IMAGE)
