@@ -25,6 +25,7 @@ from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.image_archive import Archives
 from cri_shim.adapters.layer_usage import LayerSizes
 from cri_shim.adapters.layers import Layers
+from cri_shim.adapters.log_file import FollowedLogs
 from cri_shim.adapters.mount_sources import MissingSource
 from cri_shim.adapters.network import Network
 from cri_shim.adapters.pace import pace_of_this_machine
@@ -195,7 +196,7 @@ class Flows:
         admin: dict[str, Flow | StreamFlow] = {
             **images.admin,
             "ExplainImage": ExplainImage(base.store, base.layout, handlers),
-            "ReadLog": ReadLog(base.store, pods.run.clock),
+            "ReadLog": ReadLog(base.store, pods.run.clock, containers.reopen_log.followed),
         }
         running = (
             pods.run.runs,
@@ -285,7 +286,7 @@ def _runtime(
         remove=remove,
         update=UpdateContainer(store, handlers, locks, remove.removals),
         query=QueryContainers(store, handlers),
-        reopen_log=ReopenContainerLog(store, handlers),
+        reopen_log=ReopenContainerLog(store, handlers, FollowedLogs()),
         exec_sync=ExecSync(store, handlers),
     )
     stop_pod = StopPod(store, layout, DetachPod(store, layout, base.network, clock), infra, stop, locks, node, clock)

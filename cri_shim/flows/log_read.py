@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cri_shim.adapters.log_file import LogFile
+from cri_shim.adapters.log_file import FollowedLogs, LogFile
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.store import Store
 from cri_shim.flows.lookup import existing_container
@@ -36,6 +36,7 @@ class ReadLog:
 
     store: Store
     clock: Clock
+    followed: FollowedLogs
 
     async def __call__(self, request: admin_pb2.ReadLogRequest) -> AsyncGenerator[admin_pb2.LogChunk]:
         """To the end of the log; or, followed, until the pod ends, through rotations and restarts of the container."""
@@ -57,6 +58,7 @@ class ReadLog:
             msg = f"container {container.id[:SHORT]} has no log: its log_path or the pod's log_directory is empty"
             raise FailedPrecondition(msg)
         log = LogFile(Path(container.log_path))
+        self.followed.add(container.id, log)
         try:
             if not await asyncio.to_thread(log.open, tail) and not follow:
                 msg = f"the log of container {container.id[:SHORT]} is not there: {container.log_path}"
@@ -72,6 +74,7 @@ class ReadLog:
                 if not more:
                     await asyncio.sleep(POLL_SECONDS)
         finally:
+            self.followed.remove(container.id, log)
             await to_the_end(asyncio.to_thread(log.close))
 
     def _has_ended(self, container: ContainerRecord) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
+from cri_shim.adapters.log_file import FollowedLogs
 from cri_shim.adapters.store import Store
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.lookup import existing_container
@@ -19,6 +21,7 @@ class ReopenContainerLog:
 
     store: Store
     handlers: Handlers
+    followed: FollowedLogs
 
     async def __call__(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """Reopen the log of a running container."""
@@ -28,4 +31,6 @@ class ReopenContainerLog:
             raise FailedPrecondition(msg)
         if container.log_path:
             await self.handlers.get(container.handler).reopen_log(container.id)
+            for log in self.followed.of(container.id):
+                await asyncio.to_thread(log.rotated)
         return pb.ReopenContainerLogResponse()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -15,9 +17,11 @@ from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import container_config
 from tests.support.daemon import PROGRAM
+from tests.support.expect import eventually
 from tests.support.scale import count
 
 pytestmark = pytest.mark.root
+PORTION = 1000
 
 
 def logs(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +46,10 @@ def attempt(config: pb.ContainerConfig, number: int) -> pb.ContainerConfig:
 
 def numbers(lab: Lab, registry: images.Registry, handler: str, last: int) -> pb.ContainerConfig:
     if handler != "wasm":
-        return lab.shell(f"seq {last}")
+        lines = (
+            f"i=0; while [ $i -lt {last} ]; do seq $((i + 1)) $((i + {PORTION})); i=$((i + {PORTION})); usleep 1; done"
+        )
+        return lab.shell(lines if last > PORTION else f"seq {last}")
     image = registry.push_wasm(f"logs/counts-{last}:1", guests.counts(last))
     lab.cri.pull(image)
     return container_config(image)
@@ -55,20 +62,34 @@ def wait_until(text: str, output: Path, within: float = 20) -> None:
         time.sleep(0.05)
 
 
-def rotate(lab: Lab, container: str, output: Path) -> None:
-    """Rotate the log whenever the reader has come to the newest file, as long as the container writes."""
+def is_open(lab: Lab, path: Path) -> bool:
+    """In the daemon: its reader is there, since Linux containers write their logs without it."""
+    links = [Path(f"/proc/{lab.daemon.pid}/fd/{name}") for name in os.listdir(f"/proc/{lab.daemon.pid}/fd")]
+    return path in [link.readlink() for link in links if link.is_symlink()]
+
+
+def rotate(lab: Lab, container: str) -> int:
+    """Rotate the log as fast as that goes while the container writes, much faster than a reader looks; how often.
+
+    Old files are compressed or removed at once, as the kubelet does it in its time.
+    """
     path = Path(lab.cri.status(container).log_path)
-    for number in range(5):
-        while not path.exists() or not (lines := path.read_text().splitlines()):
-            time.sleep(0.01)
-        wait_until(f"{lines[0].split(' ', 3)[3]}\n", output)
+    for number in range(40):
+        while not path.exists() or not path.stat().st_size:
+            if lab.cri.status(container).state == pb.CONTAINER_EXITED:
+                return number
+            time.sleep(0.001)
         old = path.with_name(f"{path.name}.{number}")
         path.rename(old)
         try:
             lab.cri.runtime.ReopenContainerLog(pb.ReopenContainerLogRequest(container_id=container), timeout=10)
         except grpc.RpcError:
             old.rename(path)  # it has ended meanwhile
-            return
+            return number
+        if number % 2:
+            old.with_suffix(".gz").write_bytes(gzip.compress(old.read_bytes(), 1))
+        old.unlink()
+    return 40
 
 
 def test_the_lines_of_crictl(shared_lab: Lab) -> None:
@@ -112,8 +133,12 @@ def test_followed_through_rotations_and_a_restart(
     output = tmp_path / "out"
     reader = follow(lab, container, output)
     try:
+        if handler != "wasm":
+            eventually(lambda: is_open(lab, Path(lab.cri.status(container).log_path)))
         lab.cri.start(container)
-        rotate(lab, container, output)
+        if handler == "wasm":
+            wait_until("\n7\n", output)
+        assert rotate(lab, container) > 2
         lab.cri.wait_exit(container)
         wait_until(f"\n{last}\n", output)
         second = lab.cri.run(pod, attempt(numbers(lab, registry, handler, 7), 1))
