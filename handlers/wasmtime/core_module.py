@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import wasmtime
@@ -41,6 +42,7 @@ def link_module(guest: Guest, resources: ExitStack) -> Linked:
     hooks = resources.enter_context(hooked(guest, linker))
     store = wasmtime.Store(guest.engine)
     _set_limits(store, guest.spec)
+    guest.limit_memory = partial(_set_limits, store)
     hooks.watch_epoch(store)
     try:
         instance = linker.instantiate_pre(module)  # here too where it is linked anew: it says what is missing

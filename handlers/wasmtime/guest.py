@@ -129,6 +129,8 @@ class Guest:
         self.waits: Waits | None = None
         self.meter = Meter()
         self.clock_base = 0
+        self.limit_memory: Callable[[GuestSpec], None] = _no_memory
+        self._memory_limit_changed = False
 
     def start(self) -> None:
         """Start the thread. ResourceExhausted when there can be no more threads."""
@@ -176,6 +178,11 @@ class Guest:
                 os.sched_setaffinity(self._thread, before)
                 raise
             self._limit_cpu(spec.cpu)
+            memory_limit, self.spec = self.spec.memory_limit, spec
+            if memory_limit != spec.memory_limit:
+                # Only its own thread may touch the store: it does so before it computes on.
+                self._memory_limit_changed = True
+                self.engine.increment_epoch()
 
     def _limit_cpu(self, limit: CpuLimit | None) -> None:
         if limit is None:
@@ -225,6 +232,9 @@ class Guest:
 
     def pause(self) -> bool:
         """`HookedGuest`."""
+        if self._memory_limit_changed:
+            self._memory_limit_changed = False
+            self.limit_memory(self.spec)
         while not self._stopping.is_set():
             rest = self._pause_until - time.monotonic_ns()
             if rest <= 0:
@@ -318,6 +328,10 @@ class Guest:
 
 Program = Callable[[Guest, ExitStack], Linked]
 """Links what is to run, all that can fail for reasons that are not its own doing; what it enters is left at the end."""
+
+
+def _no_memory(spec: GuestSpec) -> None:
+    """It has none of its own to be limited, but a cgroup, or has not been linked."""
 
 
 def one_line(error: Exception) -> str:

@@ -204,7 +204,7 @@ class WasmtimeHandler:
     async def update(
         self, container_id: ContainerId, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
     ) -> None:
-        """Of a module that runs in the daemon all but the memory limit; Unimplemented names it."""
+        """FailedPrecondition for less memory than a module has that runs in the daemon."""
         container = self._known(container_id)
         if container.spec.worker is not None:
             spec = as_worker(container.spec, worker_limits(container.spec.worker, wanted, self._context))

@@ -24,7 +24,6 @@ from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.quota import Throttle
-from handlers.wasmtime.refusals import refuse_change
 
 if TYPE_CHECKING:
     from handlers.wasmtime.guest import Guest
@@ -47,8 +46,11 @@ class GuestRun:
     async def update(
         self, spec: GuestSpec, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
     ) -> None:
-        """All but the memory limit, which is fixed by now: Unimplemented names it."""
-        refuse_change(now, wanted)
+        """FailedPrecondition when it uses more memory than that: nothing takes any from a module."""
+        used = self.guest.meter.read().memory
+        if 0 < spec.memory_limit < used:
+            msg = f"linux.resources.memory_limit_in_bytes: the module uses {used} bytes, more than {spec.memory_limit}"
+            raise FailedPrecondition(msg, hint="make the container anew with the new limit")
         if spec.cpu is not None:
             self.throttle.start()
         try:

@@ -128,23 +128,11 @@ _MOUNT_RULES: Final = (
 )
 
 
-_FIXED: Final = ("memory_limit_in_bytes",)
-"""The engine's limit belongs to the guest's thread, which is in the guest."""
-
-
 def refuse_in_process(config: pb.ContainerConfig) -> None:
     """Likewise for what a worker has and a thread of the daemon has not."""
     if config.linux.resources.unified:
         msg = "linux.resources.unified: a Wasm module in the daemon's process has no cgroup of its own"
         raise InvalidArgument(msg, hint="isolation: process has one")
-
-
-def refuse_change(now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources) -> None:
-    """Raise for the first limit that cannot be changed while the module runs."""
-    for field in _FIXED:
-        if getattr(now, field) != getattr(wanted, field):
-            msg = f"linux.resources.{field} cannot be changed while a Wasm module runs"
-            raise Unimplemented(msg, hint="make the container anew with the new limit")
 
 
 def refuse(plan: ContainerPlan) -> None:

@@ -241,6 +241,35 @@ async def test_guests_run_at_a_lower_weight_and_under_their_name(bench: WasmBenc
     assert os.sched_getscheduler(int(task.name)) == os.SCHED_BATCH
 
 
+async def test_the_memory_limit_of_a_running_module(bench: WasmBench) -> None:
+    plan = await bench.begin(bench.artifact(wasm.GROWS, linux=limited(1 << 20)))
+
+    def uses(size: int) -> bool:
+        stats = bench.handler.stats(plan.id)
+        return stats is not None and stats.memory == size
+
+    def limit(size: int) -> pb.LinuxContainerResources:
+        return limited(size).resources
+
+    await until(lambda: uses(1 << 20))
+    await bench.handler.update(plan.id, limit(1 << 20), limit(2 << 20))
+    await until(lambda: uses(2 << 20))
+    with pytest.raises(
+        FailedPrecondition, match=r"memory_limit_in_bytes: the module uses 2097152 bytes, more than 1048"
+    ):
+        await bench.handler.update(plan.id, limit(2 << 20), limit(1 << 20))
+    for size in range(3 << 20, 4 << 20, 1 << 16):
+        await bench.handler.update(plan.id, limit(2 << 20), limit(size))
+    await until(lambda: uses((4 << 20) - (1 << 16)))
+    stats = bench.handler.stats(plan.id)
+    assert stats is not None
+    assert stats.memory_limit == (4 << 20) - (1 << 16)
+    await bench.handler.update(plan.id, limit(size), pb.LinuxContainerResources())
+    await until(lambda: not uses(size))
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
+
+
 def quota(microseconds: int) -> pb.LinuxContainerResources:
     return pb.LinuxContainerResources(cpu_quota=microseconds, cpu_period=100_000)
 

@@ -281,11 +281,12 @@ def test_a_running_module(shared_lab: Lab, registry: Registry) -> None:
     update(lab, container, cpu_shares=20, cpuset_cpus="0", cpu_quota=5000, cpu_period=50000)
     assert os.getpriority(os.PRIO_PROCESS, thread) > before
     assert os.sched_getaffinity(thread) == {0}
-    with refused(grpc.StatusCode.UNIMPLEMENTED, "memory_limit_in_bytes"):
-        update(lab, container, memory_limit_in_bytes=20 * MIB, cpuset_cpus="1")
+    with refused(PRECONDITION, "memory_limit_in_bytes"):
+        update(lab, container, memory_limit_in_bytes=1000, cpuset_cpus="1")
     assert os.sched_getaffinity(thread) == {0}
+    update(lab, container, memory_limit_in_bytes=20 * MIB)
     assert told(lab, container) == pb.LinuxContainerResources(
-        cpu_shares=20, cpuset_cpus="0", cpu_quota=5000, cpu_period=50000, memory_limit_in_bytes=10 * MIB
+        cpu_shares=20, cpuset_cpus="0", cpu_quota=5000, cpu_period=50000, memory_limit_in_bytes=20 * MIB
     )
     request = pb.ContainerStatusRequest(container_id=container, verbose=True)
     assert '"quota": 5000' in lab.cri.runtime.ContainerStatus(request).info["info"]

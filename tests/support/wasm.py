@@ -173,6 +173,15 @@ HOG: Final = _guest(
 )
 """Grows its memory page by page until it is refused, and aborts as an allocator would."""
 
+GROWS: Final = _guest(
+    "poll_oneoff",
+    """(func (export "_start") (loop $more
+      (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then (drop (call $sleep (i64.const 1000000)))))
+      (br $more)))""",
+    parts=_SLEEP,
+)
+"""Grows its memory page by page, and tries again each millisecond when it is refused."""
+
 TOUCHING_HOG: Final = _guest(
     "",
     """(func (export "_start") (loop $more

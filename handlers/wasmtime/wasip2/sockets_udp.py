@@ -67,18 +67,11 @@ class _Channel:
                 if error.errno != errno.EINVAL:
                     raise
                 # Linux keeps the address of an earlier association: it is dissolved first.
-                self._dissolve()
+                libc.disconnect(self.sock.fileno())
                 self.sock.connect(remote.native)
         elif self.remote is not None:
-            self._dissolve()
+            libc.disconnect(self.sock.fileno())
         self.remote = remote
-
-    def _dissolve(self) -> None:
-        port = self.sock.getsockname()[1]
-        libc.disconnect(self.sock.fileno())
-        host, left, *more = self.sock.getsockname()
-        if not left:  # Linux takes back a port that it has chosen
-            self.sock.bind((host, port, *more))
 
 
 class IncomingDatagrams(Resource, resource=True):
