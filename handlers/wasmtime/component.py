@@ -1,7 +1,8 @@
 """A component (WASI 0.2) as a guest's program: its export `wasi:cli/run`, called once. In a worker only.
 
 What a component imports comes from the engine, or all of it from `handlers.wasmtime.wasip2` where it uses the network,
-which the engine's Python API denies. Nothing interrupts a component in a call of the engine's: its worker ends it.
+which the engine's Python API denies. One that exports `wasi:http/incoming-handler` in place of `wasi:cli/run` is
+served (`wasip2.http_proxy`). Nothing interrupts a component in a call of the engine's: its worker ends it.
 Invariant: the exit code is what it exits with; one that returns knows success and failure only, 0 and 1.
 """
 
@@ -16,6 +17,7 @@ import wasmtime
 from wasmtime.component import Component, Linker
 
 from cri_shim.model.errors import FailedPrecondition
+from cri_shim.spec.dispatch import LISTEN_ANNOTATION
 from handlers.wasmtime.ending import Ending
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION
@@ -26,7 +28,7 @@ from handlers.wasmtime.wasip2.resources import Table
 from handlers.wasmtime.wasip2.world import new_world
 
 _RUN: Final = "wasi:cli/run@0.2."
-_HTTP: Final = "wasi:http/incoming-handler@"
+_HTTP: Final = "wasi:http/incoming-handler@0.2."
 _NETWORK: Final = ("wasi:sockets/tcp-create-", "wasi:sockets/udp-create-", "wasi:sockets/ip-name-lookup@")
 """Who imports others of these only, as adapters of preview 1 do, has no socket to use them on."""
 _NATIVE: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
@@ -39,6 +41,13 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
         component = Component.deserialize_file(guest.engine, str(guest.compiled))
     except wasmtime.WasmtimeError as error:
         raise guest.unusable(error) from None
+    if guest.spec.entry.function != DEFAULT_FUNCTION:
+        msg = f"a component has no function {guest.spec.entry.function!r} to call"
+        raise FailedPrecondition(msg, hint="leave out the part of command[0] from # on")
+    if served := _served(guest, component):
+        from handlers.wasmtime.wasip2.http_proxy import link_proxy  # noqa: PLC0415  for those who need it
+
+        return link_proxy(guest, component, served, resources)
     export = _run_export(guest, component)
     imports = list(component.type.imports(guest.engine))
     store = wasmtime.Store(guest.engine)
@@ -64,16 +73,22 @@ def _native_linker(engine: wasmtime.Engine, imports: Iterable[str]) -> Linker:
     return linker
 
 
+def _served(guest: Guest, component: Component) -> str | None:
+    """The export that answers requests, if that is what the component is for."""
+    exports = list(component.type.exports(guest.engine))
+    asked = guest.spec.http is not None and guest.spec.http.asked
+    found = next((name for name in exports if name.startswith(_HTTP)), None)
+    if found is None and asked:
+        msg = f"annotation {LISTEN_ANNOTATION}: the component exports no {_HTTP}*, and has no descriptors to be given"
+        raise FailedPrecondition(msg)
+    return found if asked or not any(name.startswith(_RUN) for name in exports) else None
+
+
 def _run_export(guest: Guest, component: Component) -> str:
-    if guest.spec.entry.function != DEFAULT_FUNCTION:
-        msg = f"a component has no function {guest.spec.entry.function!r} to call"
-        raise FailedPrecondition(msg, hint="leave out the part of command[0] from # on")
     exports = list(component.type.exports(guest.engine))
     found = next((name for name in exports if name.startswith(_RUN)), None)
     if found is None:
-        serves = any(name.startswith(_HTTP) for name in exports)
-        what = "is for wasi:http, which is not supported yet" if serves else "exports no wasi:cli/run@0.2"
-        msg = f"the component {what}"
+        msg = f"the component exports neither {_RUN}* nor {_HTTP}*"
         raise FailedPrecondition(msg, hint="build a command component, for example for wasm32-wasip2")
     return found
 

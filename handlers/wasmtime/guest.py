@@ -44,6 +44,20 @@ _LONGEST_PAUSE: Final = 0.1
 _stack_size_lock = threading.Lock()
 
 
+def start_thread(run: Callable[[], None]) -> None:
+    """A thread that may run Wasm. ResourceExhausted when there can be no more."""
+    with _stack_size_lock:
+        before = threading.stack_size(_STACK)
+        try:
+            # Not threading.Thread: its start waits until the thread runs, which a busy machine makes long.
+            _thread.start_new_thread(run, ())
+        except RuntimeError:
+            msg = "cannot start a thread for the Wasm module"
+            raise ResourceExhausted(msg, hint="raise TasksMax of the service, or run fewer containers") from None
+        finally:
+            threading.stack_size(before)
+
+
 class Told(Protocol):
     """Where news go. Called in other threads than the event loop's, and must not block."""
 
@@ -134,16 +148,7 @@ class Guest:
 
     def start(self) -> None:
         """Start the thread. ResourceExhausted when there can be no more threads."""
-        with _stack_size_lock:
-            before = threading.stack_size(_STACK)
-            try:
-                # Not threading.Thread: its start waits until the thread runs, which a busy machine makes long.
-                _thread.start_new_thread(self._run, ())
-            except RuntimeError:
-                msg = "cannot start a thread for the Wasm module"
-                raise ResourceExhausted(msg, hint="raise TasksMax of the service, or run fewer containers") from None
-            finally:
-                threading.stack_size(before)
+        start_thread(self._run)
 
     def stop(self, signal: int) -> bool:
         """End the guest, whatever it does; whether that is at once. The first signal counts. Ended already is success.
@@ -267,6 +272,8 @@ class Guest:
             if self.spec.cpu is not None:
                 self._limit_cpu(self.spec.cpu)
             ending = linked.execute()
+            if self.waits is not None:
+                self.waits.close_listeners()  # before the end is told, as the port is wanted again then
             self._exit = exit_from(ending, time.time_ns())
             self.meter.end()
             linked.store.close()  # and with it the engine's ends of the pipes

@@ -45,6 +45,7 @@ def guest_spec(
         stdin=str(plan.bundle / STDIN) if plan.config.stdin and not plan.config.tty else "",
         stdin_once=plan.config.stdin_once,
         terminal=plan.config.tty,
+        http=wishes.http(plan) if entry.component else None,
         graceful=wishes.graceful(plan),
         identity=identity,
     )
@@ -84,6 +85,7 @@ def further(
         env=env,
         worker=spec.identity,
         listen=None,
+        http=None,
         graceful=False,
         log_path="",
         stdin="/proc/self/fd/0" if has_input else "",

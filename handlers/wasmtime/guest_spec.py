@@ -50,6 +50,14 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
     nothing: str
 
 
+class Http(msgspec.Struct, frozen=True):
+    """Where a component of `wasi:http/proxy` is served: address (empty = all) and port of each listener."""
+
+    addresses: tuple[tuple[str, int], ...]
+    asked: bool
+    """An annotation says so: it is no default for components that serve something."""
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a module in a process of its own has besides. `why` it has one; `limits` are `linux.resources` (OCI)."""
 
@@ -89,6 +97,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str
     """Empty = output is discarded."""
     listen: Listen | None = None
+    http: Http | None = None
+    """None = no component, or nothing is to be served."""
     graceful: bool = False
     """Stopping closes what it listens on, and leaves the rest to the guest, until it is killed."""
     identity: WorkerSpec | None = None

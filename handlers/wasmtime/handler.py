@@ -134,7 +134,7 @@ class WasmtimeHandler:
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
         placement = place(plan, self._options.isolation, opened, self._daemon_uid, component=entry.component)
         spec = guest_spec(plan, entry, argv0, opened, identity(plan, self._context))
-        if ports := wishes.ports(plan, component=entry.component):
+        if not entry.component and (ports := wishes.ports(plan)):
             spec = with_listeners(spec, self._listen(plan, ports))
         if placement.isolation is Isolation.PROCESS:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
@@ -336,6 +336,7 @@ class WasmtimeHandler:
             "cpuLimit": msgspec.to_builtins(spec.cpu),
             "nice": spec.nice,
             "listen": list(spec.listen.ports) if spec.listen is not None else [],
+            "http": [list(address) for address in spec.http.addresses] if spec.http is not None else [],
             **(container.run.info() if container.run is not None else {}),
         }
 

@@ -63,31 +63,37 @@ def listen(ports: Sequence[int]) -> list[socket.socket]:
         made = []
         for port in ports:
             try:
-                made.append(stack.enter_context(_listener(port)))
+                made.append(stack.enter_context(listener("", port)))
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(port)) from error
         stack.pop_all()
         return made
 
 
-def _listener(port: int) -> socket.socket:
-    for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):  # noqa: S104  the pod's own
-        sock = None
-        try:
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            if family is socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((address, port))
-            sock.listen(_BACKLOG)
-        except OSError as error:
-            if sock is not None:
-                sock.close()
-            if family is socket.AF_INET6 and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
-                continue  # a kernel, or a namespace, without IPv6
+def listener(address: str, port: int) -> socket.socket:
+    """Listen there; empty = on all addresses, IPv4 and IPv6. OSError."""
+    if address:
+        return _bound(socket.AF_INET6 if ":" in address else socket.AF_INET, address, port)
+    try:
+        return _bound(socket.AF_INET6, "::", port, dual=True)
+    except OSError as error:
+        if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
             raise
-        return sock
-    raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return _bound(socket.AF_INET, "0.0.0.0", port)  # noqa: S104  a kernel, or a namespace, without IPv6
+
+
+def _bound(family: socket.AddressFamily, address: str, port: int, *, dual: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class Sockets:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.kernel import namespaces
-from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, Unimplemented
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from tests.contract.wasm_bench import WasmBench, mount, wasm_bench, worker_bench
 from tests.support import go_guests, leftovers, wasm
@@ -151,7 +151,6 @@ async def test_a_port_that_is_taken_is_an_error_of_the_start(bench: WasmBench) -
         (wasm.SLEEP, "0", InvalidArgument, "TCP ports"),
         (wasm.SLEEP, "80,80", InvalidArgument, "different"),
         (wasm.SLEEP, "70000", InvalidArgument, "for example 8080"),
-        (wasm.component("(i32.const 0)"), "80", Unimplemented, "a component has no descriptors"),
     ],
 )
 async def test_what_cannot_be_listened_on_is_refused(

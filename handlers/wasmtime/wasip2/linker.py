@@ -31,6 +31,14 @@ from handlers.wasmtime.wasip2.interface import Interface
 from handlers.wasmtime.wasip2.world import World
 
 _VERSION: Final = "0.2."
+
+
+def _http_types(world: World) -> Interface:
+    from handlers.wasmtime.wasip2.http_types import interface  # noqa: PLC0415  for those who need it
+
+    return interface(world)
+
+
 _INTERFACES: Final[Mapping[str, Callable[[World], Interface]]] = {
     "wasi:cli/environment": cli.environment,
     "wasi:cli/exit": cli.leaving,
@@ -46,6 +54,7 @@ _INTERFACES: Final[Mapping[str, Callable[[World], Interface]]] = {
     "wasi:clocks/wall-clock": clocks.wall,
     "wasi:filesystem/preopens": filesystem.preopens,
     "wasi:filesystem/types": filesystem.interface,
+    "wasi:http/types": _http_types,
     "wasi:io/error": streams.errors,
     "wasi:io/poll": poll.interface,
     "wasi:io/streams": streams.interface,

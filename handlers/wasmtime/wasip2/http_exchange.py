@@ -1,0 +1,106 @@
+"""One request on a connection, and its response: what `response-outparam` gives, as HTTP/1.1.
+
+Not the component. Invariant: the client gets one response, or sees that the one it got is not whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from cri_shim.wire.http1 import Headers, Request, Response, Server, UnsendableMessage, has_no_body
+from handlers.wasmtime.wasip2.http_channel import Channel, Incoming, Outgoing
+from handlers.wasmtime.wasip2.http_errors import Code, HttpError, describe, status_of
+from handlers.wasmtime.wasip2.http_messages import OutgoingResponse
+from handlers.wasmtime.wasip2.interface import Trap
+from handlers.wasmtime.wasip2.waiter import Waiter
+
+_UNREAD: Final = 256 << 10
+"""Bytes of a request's body that nobody wanted which are taken all the same, to keep the connection."""
+_INTERNAL_ERROR: Final = 500
+
+
+class Exchange:
+    """`http_messages.Answering`. Belongs to the thread that has the request."""
+
+    def __init__(self, peer: Server, channel: Channel, head: Request, *, last: Callable[[], bool]) -> None:
+        """`last`: whether the connection is not to be used again."""
+        self.head = head
+        self.body = Incoming(peer, channel)
+        self._peer = peer
+        self._channel = channel
+        self._last = last
+        self._outgoing: Outgoing | None = None
+        self.complaint = ""
+        """What the component's log should say of it."""
+
+    def respond(self, response: OutgoingResponse) -> None:
+        """`Answering`."""
+        try:
+            self._begin(response)
+            if self._outgoing is not None and not response.has_no_body:
+                response.content.go(self._outgoing)
+        except HttpError as error:
+            self.complaint = describe(error.code)
+        except UnsendableMessage as error:
+            msg = f"wasi:http/types: the response cannot be sent: {error}"
+            raise Trap(msg) from None
+
+    def _begin(self, response: OutgoingResponse) -> None:
+        size = 0 if response.has_no_body else response.content.known_size
+        headers = self._completed(response, size)
+        head = Response(response.status, headers)
+        bodiless = has_no_body(head, self.head.method)
+        self._channel.queue(self._peer.respond(head, to=self.head.method))
+        self._outgoing = Outgoing(self._peer, self._channel, None if bodiless else _declared(headers))
+        if response.has_no_body:
+            self._outgoing.end()
+        elif size is None:
+            self._channel.push()
+
+    def _completed(self, response: OutgoingResponse, size: int | None) -> Headers:
+        """The headers of the component, and what a server adds."""
+        headers = response.fields.entries_now
+        names = {name for name, _ in headers}
+        bodiless = has_no_body(Response(response.status, ()), self.head.method)
+        if size is not None and not bodiless and "content-length" not in names:
+            headers += (("content-length", str(size).encode()),)
+        if "date" not in names:
+            headers += (("date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()),)
+        if self._last():
+            headers += (("connection", b"close"),)
+        return headers
+
+    def refuse(self, code: Code) -> None:
+        """`Answering`."""
+        self.complaint = f"the component answered with the error {describe(code)}"
+        self._refuse(status_of(code))
+
+    def _refuse(self, status: int) -> None:
+        self._channel.queue(self._peer.refuse(status, "the component cannot answer", to=self.head.method))
+        self._outgoing = Outgoing(self._peer, self._channel, None)
+        self._outgoing.complete = True
+        self._outgoing.flushed()
+
+    def conclude(self, waiter: Waiter) -> bool:
+        """The component has returned, or has ended: whether the connection is good for the next request."""
+        try:
+            if self._outgoing is None:
+                self.complaint = self.complaint or "the component has not answered"
+                self._refuse(_INTERNAL_ERROR)
+            outgoing = self._outgoing
+            if outgoing is None or not outgoing.complete:
+                self.complaint = self.complaint or "the component has not finished its response"
+                return False
+            while not outgoing.flushed():
+                waiter.wait((outgoing,))
+            return self.body.skip(_UNREAD) and self._peer.begin_again()
+        except HttpError as error:
+            self.complaint = self.complaint or f"the connection has ended: {error}"
+            return False
+
+
+def _declared(headers: Headers) -> int | None:
+    """What a Content-Length says; the wire has refused one that is no number."""
+    return next((int(value) for name, value in headers if name == "content-length"), None)

@@ -1,0 +1,164 @@
+"""Where requests are answered: places, each a thread that gives one request after the other an instance of its own.
+
+Not the connections (`http_server`). Invariant: nothing of a request is left for the next one in the same place, and
+whatever it does, its client gets an answer or sees that there is none, and the log says what went wrong.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Final
+
+import wasmtime
+from wasmtime import component
+
+from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.sockets import Stopped
+from handlers.wasmtime.wasip2.calls import call
+from handlers.wasmtime.wasip2.http_bodies import IncomingBody
+from handlers.wasmtime.wasip2.http_exchange import Exchange
+from handlers.wasmtime.wasip2.http_messages import IncomingRequest, ResponseOutparam
+from handlers.wasmtime.wasip2.linker import link
+from handlers.wasmtime.wasip2.resources import Table
+from handlers.wasmtime.wasip2.world import World
+
+PLACES: Final = 64
+"""Requests that are being answered at once; further ones wait."""
+_HANDLE: Final = "handle"
+
+
+@dataclass(slots=True)
+class Service:
+    """What is served. `say` puts a line into the container's log."""
+
+    world: World
+    engine: wasmtime.Engine
+    program: component.Component
+    export: str
+    say: Callable[[str], None] = print
+
+
+class _Place:
+    """`HostedGuest` of whatever instance is in it."""
+
+    def __init__(self, service: Service, resources: ExitStack) -> None:
+        self.spec: GuestSpec = service.world.guest.spec
+        self._service = service
+        self._world = replace(service.world, guest=self, table=Table())
+        self._linker = link(self._world, service.program, service.engine, resources)
+        self._defect = ""
+        self._left: int | None = None
+
+    def resting(self) -> AbstractContextManager[None]:
+        """`HostedGuest`."""
+        return self._service.world.guest.resting()
+
+    def leave(self, code: int) -> None:
+        """`HostedGuest`: the end of this instance, not of the container."""
+        self._left = code
+
+    def fail(self, error: Exception) -> None:
+        """`HostedGuest`."""
+        self._defect = f"internal error in a host function: {type(error).__name__}: {error}"
+
+    def answer(self, exchange: Exchange) -> bool:
+        """Have it answered: whether the connection is good for another request. Stopped when the guest is to stop."""
+        self._defect, self._left = "", None
+        text = self._run(exchange)
+        usable = exchange.conclude(self._world.waiter)
+        for complaint in (exchange.complaint, text):
+            if complaint:
+                self._service.say(f"wasi:http: {exchange.head.method} {exchange.head.target}: {complaint}")
+        return usable
+
+    def _run(self, exchange: Exchange) -> str:
+        """What ended the instance, if it did not end by itself."""
+        world, common = self._world, self._service.world
+        world.stdin, world.stdout, world.stderr = common.stdin, common.stdout, common.stderr
+        world.directories, world.table = common.directories, Table()
+        store = wasmtime.Store(self._service.engine)
+        store.set_epoch_deadline(1)
+        try:
+            world.waiter.look(())  # after the deadline has been set: one of the two sees that it is to stop
+            handle = self._instance(store)
+            request = IncomingRequest(world.waiter, exchange.head, IncomingBody(world.waiter, exchange.body))
+            call(world.table, store, handle, request, ResponseOutparam(exchange))
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001  the server goes on, whatever ended the instance
+            world.waiter.look(())
+            return self._end(error)
+        finally:
+            store.close()
+            world.table.close()
+        return ""
+
+    def _instance(self, store: wasmtime.Store) -> component.Func:
+        instance = self._linker.instantiate(store, self._service.program)
+        interface = instance.get_export_index(store, self._service.export)
+        index = instance.get_export_index(store, _HANDLE, interface)
+        handle = instance.get_func(store, index) if index is not None else None
+        if handle is None:
+            msg = f"{self._service.export} has no function {_HANDLE}"
+            raise TypeError(msg)
+        return handle
+
+    def _end(self, error: Exception) -> str:
+        if self._left is not None:
+            return f"the component has left with code {self._left}" if self._left else ""
+        return self._defect or str(error).strip() or type(error).__name__
+
+
+class Places:
+    """Made as they are needed. `give_back` is called in their threads, `hand_over` in one: that which starts them."""
+
+    def __init__(self, service: Service, resources: ExitStack, start: Callable[[Callable[[], None]], None]) -> None:
+        """The first one is made here, to see whether the component can be linked at all: FailedPrecondition."""
+        self._service = service
+        self._resources = resources
+        self._start = start
+        self._queue: queue.SimpleQueue[tuple[Exchange, Callable[[bool], None]] | None] = queue.SimpleQueue()
+        self._free = [_Place(service, resources)]
+        self._threads = 0
+        self._idle = 0
+        self._changed = threading.Condition()
+
+    def hand_over(self, exchange: Exchange, give_back: Callable[[bool], None]) -> None:
+        """Have it answered, now or when there is a place; then the connection is given back: good for more, or not."""
+        with self._changed:
+            self._idle -= 1  # below 0: requests that wait
+            more = self._idle < 0 and self._threads < PLACES
+            if more:
+                self._threads += 1
+                self._idle += 1
+        self._queue.put((exchange, give_back))
+        if more:
+            self._start(self._serve)
+
+    def close(self) -> None:
+        """There are no more requests: returns when all places are empty, which those of a stopped guest soon are."""
+        with self._changed:
+            for _ in range(self._threads):
+                self._queue.put(None)
+            while self._threads:
+                self._changed.wait()
+
+    def _serve(self) -> None:
+        try:
+            place = self._free.pop() if self._free else _Place(self._service, self._resources)
+            while (handed := self._queue.get()) is not None:
+                exchange, give_back = handed
+                usable = place.answer(exchange)
+                with self._changed:
+                    self._idle += 1
+                give_back(usable)
+        except Stopped:
+            pass
+        finally:
+            with self._changed:
+                self._threads -= 1
+                self._changed.notify_all()
