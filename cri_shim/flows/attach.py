@@ -16,7 +16,7 @@ from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.lookup import running_container
 from cri_shim.flows.session import checked, feed, follow
 from cri_shim.model.container import ContainerRecord
-from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.errors import FailedPrecondition, WrongState
 from cri_shim.model.handler import Attachment, Handler
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.model.streams import ClientStreams, Sink, StreamingServer, Wanted
@@ -52,7 +52,7 @@ def _check_container(container: ContainerRecord, wanted: Wanted) -> None:
     for field, asked, given in (("stdin", wanted.stdin, config.stdin), ("tty", wanted.tty, config.tty)):
         if asked and not given:
             msg = f"{field}: container {container.id[:SHORT]} was made without it"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
 
 
 async def serve(handler: Handler, container_id: ContainerId, client: ClientStreams) -> int:

@@ -31,7 +31,7 @@ from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.container import ContainerName, ContainerRecord, ContainerState, ImageVolume
 from cri_shim.model.entry import EntryKind, EntryPoint
-from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, WrongState
 from cri_shim.model.handler import ContainerPlan, Kind, PodContext
 from cri_shim.model.ids import SHORT, ContainerId, Digest, new_container_id
 from cri_shim.model.image import ImageRecord, LayerRecord
@@ -87,7 +87,7 @@ class CreateContainer:
         pod = existing_pod(self.store, request.pod_sandbox_id)
         if pod.state is not PodState.READY:
             msg = f"pod sandbox {pod.id[:SHORT]} is not ready"
-            raise FailedPrecondition(msg, hint=pod.problem)
+            raise WrongState(msg, hint=pod.problem)
         name = spec.container_name(request.config, pod.id)
         if self.creations.differs(name, request.config):
             msg = f"container {request.config.metadata.name} of the pod is being made from a different request"
@@ -227,7 +227,7 @@ class CreateContainer:
         now = self.store.pods.get(pod.id)
         if now is None or now.state is not PodState.READY:
             msg = f"pod sandbox {pod.id[:SHORT]} was stopped while the container was being made"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         await self.store.containers.update(container_id, lambda old: msgspec.structs.replace(old, committed=True))
 
     def _layer(self, key: Digest) -> LayerRecord:

@@ -18,7 +18,7 @@ from cri_shim.flows.lookup import existing_container
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
 from cri_shim.model.container import ContainerRecord, ContainerState, Exit, Reason
-from cri_shim.model.errors import CriShimError, FailedPrecondition
+from cri_shim.model.errors import CriShimError, WrongState
 from cri_shim.model.handler import Started
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.model.pod import PodState
@@ -43,7 +43,7 @@ class StartContainer:
         record = existing_container(self.store, request.container_id)
         if record.id in self.starts:
             msg = f"container {record.id[:SHORT]} is being started"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         await self.starts.join(record.id, lambda: self._locked(record.id))
         return pb.StartContainerResponse()
 
@@ -56,11 +56,11 @@ class StartContainer:
     def _check(self, record: ContainerRecord) -> None:
         if record.state is not ContainerState.CREATED:
             msg = f"container {record.id[:SHORT]} is {record.state.value}, only a created one can be started"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         pod = self.store.pods.get(record.pod_id)
         if pod is None or pod.state is not PodState.READY:
             msg = f"pod sandbox {record.pod_id[:SHORT]} of the container is not ready"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
 
     async def _start(self, record: ContainerRecord) -> None:
         handler = self.handlers.get(record.handler)

@@ -18,7 +18,7 @@ from cri_shim.flows.lookup import existing_container
 from cri_shim.flows.undo import Undo
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, ContainerState
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.model.errors import InvalidArgument, WrongState
 from cri_shim.model.ids import SHORT, ContainerId
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.container_request import current_resources
@@ -46,7 +46,7 @@ class UpdateContainer:
         container_id = existing_container(self.store, request.container_id).id
         if container_id in self.removals:
             msg = f"container {container_id[:SHORT]} is being removed"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         async with self.locks.hold(container_id):
             await self._update(existing_container(self.store, container_id), request.linux)
         return pb.UpdateContainerResourcesResponse()

@@ -13,7 +13,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.flows.image_names import ImageNames
 from cri_shim.flows.image_remove import RemoveImage
 from cri_shim.flows.image_usage import ImageUsage
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
+from cri_shim.model.errors import InvalidArgument, NotFound, WrongState
 from cri_shim.model.ids import SHORT, ImageId
 from cri_shim.model.image import ImageRecord
 from cri_shim.model.refs import find_images, parse_reference, tag_of
@@ -101,7 +101,7 @@ class AdministerImages:
             by_others = ", ".join(stays[0].pins)
             what = f"as {by_others}" if by_others else "by images.pinned of the configuration"
             msg = f"image {text!r} is pinned {what}"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         return answer
 
     def _find(self, text: str) -> tuple[ImageRecord, ...]:
@@ -118,12 +118,12 @@ class AdministerImages:
         if (goes and is_pinned(record, self.pinned)) or tag in record.pins:
             hint = "change images.pinned" if is_configured(record, self.pinned) else "unpin it"
             msg = f"image {tag or record.id} is pinned"
-            raise FailedPrecondition(msg, hint=f"{hint}, or use force")
+            raise WrongState(msg, hint=f"{hint}, or use force")
         users = self._containers().get(record.id, ()) if goes else ()
         if users:
             shown = ", ".join(user[:SHORT] for user in users[:3]) + (", …" if len(users) > 3 else "")
             msg = f"image {tag or record.id} is used by {len(users)} container(s): {shown}"
-            raise FailedPrecondition(msg, hint="remove them first, or use force: they keep their files")
+            raise WrongState(msg, hint="remove them first, or use force: they keep their files")
 
     def _containers(self) -> dict[ImageId, list[str]]:
         """The containers of each image, as root file system or as volume."""

@@ -15,7 +15,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.flows.image_gc import ImageCollector
 from cri_shim.flows.locks import Locks
 from cri_shim.model.container import ContainerRecord, ImageVolume
-from cri_shim.model.errors import FailedPrecondition, ImageNotHere, ImageVolumeMountFailed
+from cri_shim.model.errors import ImageNotHere, ImageVolumeMountFailed, WrongState
 from cri_shim.model.handler import PodContext
 from cri_shim.model.ids import SHORT, ImageId, PodId
 from cri_shim.model.image import LayerRecord
@@ -49,7 +49,7 @@ class ImageVolumes:
             pod = self.store.pods.get(record.pod_id)
             if pod is None or pod.state is not PodState.READY:
                 msg = f"pod sandbox {record.pod_id[:SHORT]} was stopped while the container was being made"
-                raise FailedPrecondition(msg)
+                raise WrongState(msg)
             return await asyncio.to_thread(self._mount, record, layers, config, context)
 
     async def release(self, record: ContainerRecord) -> None:

@@ -10,7 +10,7 @@ from cri_shim.adapters.store import Store
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.lookup import existing_container
 from cri_shim.model.container import ContainerState
-from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.errors import WrongState
 from cri_shim.model.ids import SHORT
 from cri_shim.pb import api_pb2 as pb
 
@@ -28,7 +28,7 @@ class ReopenContainerLog:
         container = existing_container(self.store, request.container_id)
         if container.state is not ContainerState.RUNNING:
             msg = f"container {container.id[:SHORT]} is {container.state.value}, its log cannot be reopened"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         if container.log_path:
             await self.handlers.get(container.handler).reopen_log(container.id)
             for log in self.followed.of(container.id):

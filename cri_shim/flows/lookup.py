@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from cri_shim.adapters.store import Store
 from cri_shim.model.container import ContainerRecord, ContainerState
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument, NotFound
+from cri_shim.model.errors import InvalidArgument, NotFound, WrongState
 from cri_shim.model.ids import SHORT
 from cri_shim.model.pod import PodRecord, PodState
 
@@ -52,11 +52,11 @@ def existing_container(store: Store, text: str) -> ContainerRecord:
 
 
 def running_container(store: Store, text: str) -> ContainerRecord:
-    """As `existing_container`, but FailedPrecondition for one that does not run."""
+    """As `existing_container`, but WrongState for one that does not run."""
     container = existing_container(store, text)
     if container.state is not ContainerState.RUNNING:
         msg = f"container {container.id[:SHORT]} is {container.state.value}, not running"
-        raise FailedPrecondition(msg)
+        raise WrongState(msg)
     return container
 
 

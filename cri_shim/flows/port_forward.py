@@ -13,7 +13,7 @@ from pathlib import Path
 from cri_shim.adapters import pod_port
 from cri_shim.adapters.store import Store
 from cri_shim.flows.lookup import existing_pod
-from cri_shim.model.errors import FailedPrecondition, InvalidArgument
+from cri_shim.model.errors import InvalidArgument, WrongState
 from cri_shim.model.ids import SHORT
 from cri_shim.model.layout import Layout
 from cri_shim.model.pod import PodRecord, PodState
@@ -52,7 +52,7 @@ class PortForward:
 def _check_ready(pod: PodRecord) -> None:
     if pod.state is not PodState.READY:
         msg = f"pod sandbox {pod.id[:SHORT]} is not ready"
-        raise FailedPrecondition(msg)
+        raise WrongState(msg)
 
 
 def _check_port(port: int) -> None:

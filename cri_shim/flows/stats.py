@@ -18,7 +18,7 @@ from cri_shim.flows.entries import Entries
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.lookup import existing_container, existing_pod
 from cri_shim.model.container import ContainerRecord, ContainerState
-from cri_shim.model.errors import InvalidArgument, Unavailable
+from cri_shim.model.errors import InvalidArgument, NotReady
 from cri_shim.model.ids import SHORT, ContainerId, PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.pod import PodRecord, PodState
@@ -90,7 +90,7 @@ class Stats:
         record = existing_pod(self.store, request.pod_sandbox_id)
         if record.state is not PodState.READY:
             msg = f"pod sandbox {record.id[:SHORT]} is not ready: there is nothing to measure"
-            raise Unavailable(msg)
+            raise NotReady(msg)
         (stats,) = await self._measure_pods([_pod(record, self.driver)])
         existing_pod(self.store, record.id)
         return pb.PodSandboxStatsResponse(stats=stats)

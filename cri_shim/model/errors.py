@@ -62,6 +62,10 @@ class FailedPrecondition(CriShimError):
     code = Code.FAILED_PRECONDITION
 
 
+class WrongState(FailedPrecondition):
+    """The object is in the wrong state, and nothing is amiss on the node: clients hear of states a moment late."""
+
+
 class CannotExecute(FailedPrecondition):
     """There is no such program in the container (127), or nothing that its user may execute (126), as shells say it."""
 
@@ -92,6 +96,10 @@ class Unavailable(CriShimError):
     """The daemon cannot answer now; the same request later can succeed."""
 
     code = Code.UNAVAILABLE
+
+
+class NotReady(Unavailable):
+    """A pod that does not run has nothing to tell of (contract: PodSandboxStats)."""
 
 
 class Internal(CriShimError):

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cri_shim.log import get_logger
-from cri_shim.model.errors import CriShimError, Unavailable
+from cri_shim.model.errors import CannotExecute, CriShimError, NotReady, Unavailable, WrongState
 from cri_shim.rpc.status import status_of
 from cri_shim.spec import wellformed
 
@@ -33,13 +33,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _SLOW_SECONDS = 10.0
 _numbers = itertools.count(1)
 """Of calls, for the log: what belongs to one call has one number, also when another call joins its work."""
-_CLIENT_FAULTS = {
+_CLIENT_FAULTS: Final = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.CANCELLED,
 }
+_CLIENT_ERRORS: Final = (WrongState, NotReady, CannotExecute)
+"""Likewise, of codes that can be the node's fault too. Neither is an error in the daemon's log."""
 
 
 class Gate:
@@ -213,7 +215,8 @@ def _ids(request: Message) -> dict[str, str]:
 def _log_failure(error: Exception, code: grpc.StatusCode, details: str, seconds: float) -> None:
     fields = {"code": code.name, "error": details, "seconds": round(seconds, 3)}
     if isinstance(error, CriShimError | OSError):
-        (log.info if code in _CLIENT_FAULTS else log.error)("call failed", **fields)
+        is_clients = code in _CLIENT_FAULTS or isinstance(error, _CLIENT_ERRORS)
+        (log.info if is_clients else log.error)("call failed", **fields)
     else:
         # A defect of ours: the trace is for whoever mends it, in the log only.
         log.error("call failed", exc_info=error, **fields)

@@ -29,7 +29,7 @@ from cri_shim.adapters.terminal import console_socket
 from cri_shim.kernel import fs, pidfd, process
 from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord, Exit
-from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound
+from cri_shim.model.errors import CriShimError, NotFound, WrongState
 from cri_shim.model.handler import (
     Attachment,
     ContainerPlan,
@@ -270,7 +270,7 @@ class OciHandler:
         container = self._known(container_id)
         if not container.started_at or container.exit is not None:
             msg = f"container {container_id[:SHORT]} is not running"
-            raise FailedPrecondition(msg)
+            raise WrongState(msg)
         return container
 
     def _launch(self, plan: ContainerPlan, enter: Enter | None, profiles: frozenset[str]) -> Launched:

@@ -12,8 +12,19 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 
-from cri_shim.model.errors import CriShimError, FailedPrecondition, NotFound, PullError, Unimplemented
+from cri_shim.model.errors import (
+    CannotExecute,
+    CriShimError,
+    FailedPrecondition,
+    NotFound,
+    NotReady,
+    PullError,
+    Unavailable,
+    Unimplemented,
+    WrongState,
+)
 from cri_shim.pb import admin_pb2, api_pb2_grpc
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.rpc.edge import Gate
@@ -66,6 +77,33 @@ async def test_defects_show_no_details(channel: grpc.aio.Channel) -> None:
         await stub.Version(pb.VersionRequest(version="defect"))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in (caught.value.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (WrongState("c is exited"), "info"),
+        (NotReady("p is not ready"), "info"),
+        (CannotExecute("no such program", exit_status=127), "info"),
+        (NotFound("no c"), "info"),
+        (FailedPrecondition("no conmon"), "error"),
+        (Unavailable("no network"), "error"),
+    ],
+)
+async def test_what_is_the_clients_own_is_no_error_in_the_log(tmp_path: Path, error: CriShimError, level: str) -> None:
+    async def fail(request: pb.StartContainerRequest) -> pb.StartContainerResponse:
+        raise error
+
+    gate = Gate()
+    server = Server(tmp_path / "s", {"StartContainer": fail}, {}, gate)
+    await server.start()
+    gate.open()
+    with capture_logs() as logs:
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match=str(error)):
+                await api_pb2_grpc.RuntimeServiceStub(channel).StartContainer(pb.StartContainerRequest())
+    await server.stop(0)
+    assert [entry["log_level"] for entry in logs if entry["event"] == "call failed"] == [level]
 
 
 async def test_what_is_not_there_is_unimplemented_by_name(channel: grpc.aio.Channel) -> None:
