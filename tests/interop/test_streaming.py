@@ -274,14 +274,24 @@ def connections(lab: Lab) -> int:
 
 
 @TRANSPORTS
-def test_a_slow_client_costs_no_memory(shared_lab: Lab, clients: Interop, transport: str) -> None:
+@pytest.mark.parametrize("verb", ["exec", "attach"])
+def test_a_slow_client_costs_no_memory(shared_lab: Lab, clients: Interop, transport: str, verb: str) -> None:
     lab = shared_lab
-    container = sleeper(lab, "crun")
-    megabytes, seconds = count(1024, 128), count(60, 3)
+    megabytes, seconds = count(1024, 128 if verb == "exec" else 32), count(60, 3)
+    script = f"until [ -e /go ]; do sleep 0.1; done; exec dd if=/dev/zero bs=1024k count={megabytes} 2>/dev/null"
+    command = ["sh", "-c", script]
+    pod = lab.pod("crun")
+    container = lab.cri.run(pod, lab.shell("sleep 1000" if verb == "exec" else script))
+    client_of = (f"-container={container}",)
     clients.exec(transport, container, ["true"])  # what the first session loads is no cost of the next one's data
+    if verb == "attach":
+        client_of = (f"-url={lab.cri.runtime.Attach(pb.AttachRequest(container_id=container, stdout=True)).url}",)
+    held = connections(lab)
     before = peak = resident(lab.daemon.pid)
-    command = ["dd", "if=/dev/zero", "bs=1024k", f"count={megabytes}"]
-    with clients.run("drain", transport, f"-container={container}", f"-hold={seconds}s", "--", *command) as client:
+    with clients.run("drain", transport, *client_of, f"-hold={seconds}s", "--", *command) as client:
+        if verb == "attach":
+            eventually(lambda: connections(lab) > held)
+        assert lab.cri.exec(container, ["touch", "/go"]).exit_code == 0
         while not (ended := [event for event in client.events if event["event"] == "end"]):
             peak = max(peak, resident(lab.daemon.pid))
             time.sleep(0.05)
