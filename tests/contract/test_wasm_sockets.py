@@ -24,7 +24,7 @@ from cri_shim.model.container import User
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.handler import ContainerPlan
 from tests.contract.wasm_bench import WasmBench, mount, worker_bench
-from tests.support import components, leftovers, wasm
+from tests.support import components, leftovers, rust_guests, wasm
 
 pytestmark = pytest.mark.root
 
@@ -43,9 +43,11 @@ class Pod:
         self.bench = bench
         self.net = pins / "net"
 
-    def plan(self, text: str, *, uid: int = 0, mounts: tuple[object, ...] = (), **annotations: str) -> ContainerPlan:
+    def plan(
+        self, guest: str | bytes, *args: str, uid: int = 0, mounts: tuple[object, ...] = (), **annotations: str
+    ) -> ContainerPlan:
         settings = {f"cri-shim.io/{key}": value for key, value in annotations.items()}
-        plan = self.bench.artifact(text, annotations=settings, mounts=list(mounts))
+        plan = self.bench.artifact(guest, *args, annotations=settings, mounts=list(mounts))
         process = replace(plan.process, user=User(uid=uid, gid=uid))
         return replace(plan, pod=replace(plan.pod, net=self.net), process=process)
 
@@ -264,3 +266,27 @@ async def test_the_trap_of_a_component_on_our_host_is_told(bench: WasmBench, pod
     )
     assert (await bench.finish(plan)).code == 134
     assert any("unknown handle index 9" in line for line in bench.text(plan))
+
+
+@pytest.mark.skipif(
+    rust_guests.program() is None, reason="needs Rust with the target wasm32-wasip2 (https://rustup.rs) for its guest"
+)
+async def test_a_program_of_a_standard_library(
+    bench: WasmBench, pod: Pod, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    guest = rust_guests.build("network", tmp_path_factory.mktemp("rust"))
+    (tmp_path / "question").write_text("what is it?\n")
+    data = mount(tmp_path, "/data")
+    server = await bench.begin(pod.plan(guest, "network", "serve", "0.0.0.0:8080", mounts=(data,)))
+    await bench.said(server, "listening on 0.0.0.0:8080")
+    client = pod.plan(guest, "network", "ask", "127.0.0.1:8080", mounts=(data,))
+    assert (await bench.finish(client)).code == 0
+    assert bench.text(client) == ["WHAT IS IT?"]
+    assert (tmp_path / "last").read_text() == "what is it?\n"
+    for name, said, status in (("db", "10.1.2.3:80", 0), ("nowhere.invalid", "Uncategorized", 1)):
+        plan = pod.plan(guest, "network", "lookup", name)
+        assert (await bench.finish(plan)).code == status
+        assert bench.text(plan) == [said]
+    refused = pod.plan(guest, "network", "ask", "127.0.0.1:1", mounts=(data,))
+    assert (await bench.finish(refused)).code == 1
+    assert bench.text(refused) == ["ConnectionRefused"]

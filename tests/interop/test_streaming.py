@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import signal
+import socket
 import time
 import urllib.request
 from http.client import RemoteDisconnected
@@ -17,7 +18,7 @@ import pytest
 
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
-from tests.support import images, wasm
+from tests.support import components, images, wasm
 from tests.support.cri import container_config
 from tests.support.expect import eventually, refused
 from tests.support.interop import Client, Interop
@@ -240,6 +241,22 @@ class TestForward:
             assert said.count("\n") <= 1
             assert "port 1 of the pod" in said
             assert "refused" in said
+
+
+@TRANSPORTS
+def test_forwarding_to_a_component(
+    shared_lab: Lab, registry: images.Registry, clients: Interop, transport: str
+) -> None:
+    lab, port = shared_lab, 9100 + os.getpid() % 800
+    image = registry.push_wasm(f"forward/component:{port}", components.echo_server("127.0.0.1", port))
+    lab.cri.pull(image)
+    pod = lab.pod("wasm", network=pb.POD)
+    lab.cri.wait_log(lab.cri.run(pod, container_config(image)), "listening")
+    with clients.run("forward", transport, f"-pod={pod.id}", f"-ports=0:{port}") as client:
+        local = client.wait("ready")["local"]
+        with socket.create_connection(("127.0.0.1", local[str(port)]), 10) as connection:
+            connection.sendall(b"hello")
+            assert connection.recv(100) == b"hello"
 
 
 PAGE = b"page " * 40_000

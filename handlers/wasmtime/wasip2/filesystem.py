@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from handlers.wasmtime.wasip2 import filesystem_paths as paths
+from handlers.wasmtime.wasip2.descriptors import allowed
 from handlers.wasmtime.wasip2.filesystem_paths import tried
 from handlers.wasmtime.wasip2.interface import Failure, Interface, methods
 from handlers.wasmtime.wasip2.resources import Resource
@@ -25,7 +26,7 @@ from handlers.wasmtime.wasip2.streams import (
     StreamFailed,
 )
 from handlers.wasmtime.wasip2.waiter import Always, Source, Waiter
-from handlers.wasmtime.wasip2.world import World
+from handlers.wasmtime.wasip2.world import Directory, World
 
 _BILLION: Final = 1_000_000_000
 _MASK: Final = (1 << 64) - 1
@@ -488,13 +489,11 @@ def interface(_world: World) -> Interface:
 def preopens(world: World) -> Interface:
     """`wasi:filesystem/preopens`."""
 
+    def given(there: Directory) -> tuple[Descriptor, str]:
+        fd = tried(lambda: allowed(os.dup(there.fd)))
+        return Descriptor(world.waiter, fd, reads=True, writes=False, readonly=there.readonly), there.name
+
     def get_directories() -> list[tuple[Descriptor, str]]:
-        return [
-            (
-                Descriptor(world.waiter, os.dup(there.fd), reads=True, writes=False, readonly=there.readonly),
-                there.name,
-            )
-            for there in world.directories
-        ]
+        return [given(there) for there in world.directories]
 
     return Interface({"descriptor": Descriptor}, {"get-directories": get_directories})

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from cri_shim.kernel import libc
+from handlers.wasmtime.wasip2.descriptors import allowed
 from handlers.wasmtime.wasip2.interface import Failure
 
 _T = TypeVar("_T")
@@ -82,7 +83,7 @@ def opened(directory: int, path: str, flags: int, mode: int = 0) -> int:
     attempts = _ATTEMPTS
     while True:
         try:
-            return libc.openat2(directory, path, flags, _RULES, mode)
+            return allowed(libc.openat2(directory, path, flags, _RULES, mode))
         except OSError as error:
             attempts -= 1
             if error.errno == errno.EXDEV:

@@ -16,10 +16,11 @@ from collections import deque
 from typing import Final
 
 from cri_shim.kernel import libc
+from handlers.wasmtime.wasip2.descriptors import allowed
 from handlers.wasmtime.wasip2.interface import Failure, Interface, methods
 from handlers.wasmtime.wasip2.poll import Pollable
 from handlers.wasmtime.wasip2.resources import Resource
-from handlers.wasmtime.wasip2.sockets_network import Address, Network, error_code, from_native
+from handlers.wasmtime.wasip2.sockets_network import Address, Network, error_code, from_native, tried
 from handlers.wasmtime.wasip2.waiter import READY, Interest, Source, Waiter
 from handlers.wasmtime.wasip2.world import World
 
@@ -45,7 +46,7 @@ class Lookup(Resource, Source, resource=True):
     def __init__(self, waiter: Waiter, name: str) -> None:
         self._waiter = waiter
         self.name = name
-        self._done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._done = tried(lambda: allowed(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)))
         self._lock = threading.Lock()
         self._found: deque[Address] = deque()
         self._failure: str | None = None

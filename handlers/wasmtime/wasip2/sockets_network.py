@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from handlers.wasmtime.wasip2.descriptors import allowed_socket
 from handlers.wasmtime.wasip2.interface import Failure, Interface
 from handlers.wasmtime.wasip2.resources import Resource
 from handlers.wasmtime.wasip2.streams import IoError
@@ -125,6 +126,14 @@ def tried(call: Callable[[], _T]) -> _T:
         return call()
     except OSError as error:
         raise Failure(error_code(error)) from None
+
+
+def new_socket(family: str, kind: int) -> socket.socket:
+    """One that does not block; of IPv6 it is for IPv6 alone, as tcp.wit and udp.wit say. Failure."""
+    sock = tried(lambda: allowed_socket(socket.socket(FAMILIES[family], kind | socket.SOCK_NONBLOCK)))
+    if family == "ipv6":
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock
 
 
 def network(_world: World) -> Interface:

@@ -18,17 +18,18 @@ from collections.abc import Callable
 from typing import Final
 
 from handlers.wasmtime.wasip2 import sockets_options as options
+from handlers.wasmtime.wasip2.descriptors import allowed_socket
 from handlers.wasmtime.wasip2.interface import Failure, Interface, methods
 from handlers.wasmtime.wasip2.poll import Pollable
 from handlers.wasmtime.wasip2.resources import Resource
 from handlers.wasmtime.wasip2.sockets_network import (
-    FAMILIES,
     FAMILY_NAMES,
     Address,
     Network,
     error_code,
     from_native,
     from_wit,
+    new_socket,
     tried,
 )
 from handlers.wasmtime.wasip2.streams import CHUNK, InputStream, OutputStream, StreamClosed, StreamFailed
@@ -278,9 +279,9 @@ class TcpSocket(Resource, resource=True):
             raise Failure("invalid-state")
         try:
             sock, address = self._sock.accept()
+            allowed_socket(sock).setblocking(False)
         except OSError as error:
             raise Failure("connection-aborted" if error.errno in _LOST_IN_QUEUE else error_code(error)) from None
-        sock.setblocking(False)
         made = TcpSocket(self._world, sock, from_native(sock.family, address))
         return made, *made.streams()
 
@@ -487,9 +488,6 @@ def creation(world: World) -> Interface:
     """`wasi:sockets/tcp-create-socket`."""
 
     def create(family: str) -> TcpSocket:
-        sock = tried(lambda: socket.socket(FAMILIES[family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-        if family == "ipv6":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        return TcpSocket(world, sock)
+        return TcpSocket(world, new_socket(family, socket.SOCK_STREAM))
 
     return Interface({"network": Network, "tcp-socket": TcpSocket}, {"create-tcp-socket": create})

@@ -17,13 +17,13 @@ from handlers.wasmtime.wasip2.interface import Failure, Interface, Trap, methods
 from handlers.wasmtime.wasip2.poll import Pollable
 from handlers.wasmtime.wasip2.resources import Resource
 from handlers.wasmtime.wasip2.sockets_network import (
-    FAMILIES,
     FAMILY_NAMES,
     Address,
     Network,
     error_code,
     from_native,
     from_wit,
+    new_socket,
     tried,
 )
 from handlers.wasmtime.wasip2.waiter import Always, FdSource, Waiter
@@ -281,9 +281,6 @@ def creation(world: World) -> Interface:
     """`wasi:sockets/udp-create-socket`."""
 
     def create(family: str) -> UdpSocket:
-        sock = tried(lambda: socket.socket(FAMILIES[family], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
-        if family == "ipv6":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        return UdpSocket(world, sock)
+        return UdpSocket(world, new_socket(family, socket.SOCK_DGRAM))
 
     return Interface({"network": Network, "udp-socket": UdpSocket}, {"create-udp-socket": create})
