@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import ssl
 import subprocess
 from collections.abc import AsyncGenerator, Iterator
@@ -11,12 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim.adapters.registry_auth import RegistryAuth
 from cri_shim.model.errors import FailedPrecondition, PullError
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.wire.proxy import Proxies
 from tests.support import images
+from tests.support.connect_proxy import ConnectProxy
 from tests.support.loopback_registry import LoopbackRegistry
 from tests.support.puller import Node
 
@@ -128,11 +131,87 @@ async def test_a_proxy_that_fails_is_told_without_its_password(tmp_path: Path) -
         assert "hunter2" not in str(caught.value)
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> ssl.SSLContext:
+    """For `localhost` and `registry.invalid`; the certificate is `server.cert`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path, "server"))
+    return context
+
+
+def trusted(node: Node, certificate: Path) -> Node:
+    """A node that knows `registry.invalid` by its certificate."""
+    place = node.certs / "registry.invalid"
+    place.mkdir(parents=True)
+    (place / "hosts.toml").write_text(f'server = "https://registry.invalid"\nca = "{certificate}"\n')
+    return node
+
+
+async def test_tls_goes_through_a_tunnel(tmp_path: Path, server: ssl.SSLContext) -> None:
+    """The proxy gets its own credentials and sees nothing of the registry's; a tunnel that breaks is made again."""
+    layer = random.Random(1).randbytes(3 << 20)
+    image = images.wasm_artifact(layer)
+    with (
+        LoopbackRegistry(tls=server) as registry,
+        ConnectProxy(registry.address, user="u", password="hunter2") as proxy,
+    ):
+        registry.require_basic("user", "secret of the registry")
+        registry.add("demo/hello:1", image)
+        auth = pb.AuthConfig(username="user", password="secret of the registry")
+        environment = {"HTTPS_PROXY": proxy.url, "NO_PROXY": "10.0.0.0/8,.example.com"}
+        with capture_logs() as logs:
+            async with node_with(tmp_path, proxies=Proxies.from_environment(environment)) as node:
+                proxy.break_after(1 << 20)
+                assert (
+                    await trusted(node, tmp_path / "server.cert").pull("registry.invalid/demo/hello:1", auth)
+                    == image.id
+                )
+        assert len(proxy.tunnels) > 1
+        assert set(proxy.tunnels) == {"registry.invalid:443"}
+        assert registry.starts[image.blobs[1].digest][-1] > 0
+        assert registry.proxy_authorizations == set()
+        assert b"Authorization" not in proxy.passed
+        assert "hunter2" not in str(logs)
+        assert "secret of the registry" not in str(logs)
+
+
+async def test_a_proxy_may_itself_be_reached_by_tls(
+    tmp_path: Path, server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its certificate is held against what the node trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.cert"))
+    with LoopbackRegistry(tls=server) as registry, ConnectProxy(registry.address, tls=server) as proxy:
+        registry.add("demo/hello:1", WASM)
+        async with node_with(tmp_path, proxies=Proxies({"https": proxy.url})) as node:
+            assert await trusted(node, tmp_path / "server.cert").pull("registry.invalid/demo/hello:1") == WASM.id
+        assert set(proxy.tunnels) == {"registry.invalid:443"}
+
+
+async def test_a_proxy_that_wants_other_credentials(tmp_path: Path, server: ssl.SSLContext) -> None:
+    with LoopbackRegistry(tls=server) as registry, ConnectProxy(registry.address, user="u", password="p") as proxy:
+        proxies = Proxies({"https": proxy.url.replace("u:p@", "u:hunter2@")})
+        with capture_logs() as logs:
+            async with node_with(tmp_path, proxies=proxies) as node:
+                with pytest.raises(PullError, match="the proxy answers with HTTP 407") as caught:
+                    await trusted(node, tmp_path / "server.cert").pull("registry.invalid/demo/hello:1")
+        assert "hunter2" not in f"{caught.value}{logs}"
+        assert registry.requests == proxy.tunnels == []
+
+
+async def test_an_exception_goes_around_the_proxy(tmp_path: Path, server: ssl.SSLContext) -> None:
+    with LoopbackRegistry(tls=server) as registry, ConnectProxy(registry.address) as proxy:
+        environment = {"https_proxy": proxy.url, "no_proxy": "registry.invalid:443"}
+        async with node_with(tmp_path, proxies=Proxies.from_environment(environment)) as node:
+            with pytest.raises(PullError, match=r"registry registry\.invalid: cannot connect"):
+                await trusted(node, tmp_path / "server.cert").pull("registry.invalid/demo/hello:1")
+        assert proxy.tunnels == []
+
+
 def certificate(directory: Path, name: str) -> tuple[Path, Path]:
-    """A certificate that signs itself, for localhost, and its key."""
+    """A certificate that signs itself, for localhost and a registry that is nowhere, and its key."""
     key, cert = directory / f"{name}.key", directory / f"{name}.cert"
     request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"]
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
+    names = ["-addext", "subjectAltName=DNS:localhost,DNS:registry.invalid", "-keyout", str(key), "-out", str(cert)]
     subprocess.run([*request, *names], check=True, capture_output=True)
     return cert, key
 

@@ -11,7 +11,7 @@ import pytest
 
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
-from tests.support import images
+from tests.support import components, images
 from tests.support import wasm as guests
 from tests.support.cri import container_config, whole_lines
 from tests.support.images import Registry
@@ -73,3 +73,42 @@ def test_two_servers_in_a_pod(lab: Lab, registry: Registry) -> None:
         lab.cri.wait_log(lab.cri.run(pod, container_config(image, name=name)), "listening")
     address = lab.cri.pod_status(pod).network.ip
     assert [answer(address, port) for port in (81, 82, 83)] == [b"hello from wasm\n"] * 3
+
+
+def test_a_component_is_reached_as_any_server_of_a_pod_and_reaches_others(lab: Lab, registry: Registry) -> None:
+    server = registry.push_wasm("listen/component:1", components.echo_server("0.0.0.0", 80))
+    client = registry.push_wasm("connect/component:1", components.client("127.0.0.1", 80, "to itself\n"))
+    for reference in (server, client):
+        lab.cri.pull(reference)
+    config = lab.pod_config(network=pb.POD)
+    config.port_mappings.add(container_port=80, host_port=18097)
+    pod = lab.pod("wasm", config=config)
+    container = lab.cri.run(pod, container_config(server))
+    lab.cri.wait_log(container, "listening")
+    for address, port in ((lab.cri.pod_status(pod).network.ip, 80), ("127.0.0.1", 18097)):
+        with socket.create_connection((address, port), 10) as connection:
+            connection.sendall(b"hello")
+            assert connection.recv(100) == b"hello"
+    # Another component and a Linux container of the pod find it on their loopback.
+    neighbour = lab.cri.run(pod, container_config(client, name="client"))
+    assert lab.cri.wait_exit(neighbour).exit_code == 0
+    assert whole_lines(lab.cri.log(neighbour)) == ["to itself"]
+    sidecar = lab.cri.run(pod, lab.shell("echo hello | nc 127.0.0.1 80", name="sidecar"))
+    assert lab.cri.wait_exit(sidecar).exit_code == 0
+    assert whole_lines(lab.cri.log(sidecar)) == ["hello"]
+    lab.cri.stop(container, 5)
+    assert lab.cri.status(container).exit_code == 143
+    with pytest.raises(ConnectionRefusedError):
+        answer(lab.cri.pod_status(pod).network.ip, 80)
+
+
+def test_a_component_knows_the_names_of_its_pod(lab: Lab, registry: Registry) -> None:
+    reference = registry.push_wasm("names/component:1", components.resolves("elsewhere.example"))
+    lab.cri.pull(reference)
+    config = lab.pod_config(network=pb.POD)
+    config.dns_config.servers.append("127.0.0.1")
+    config.dns_config.options.extend(["timeout:1", "attempts:1"])
+    pod = lab.pod("wasm", config=config)
+    container = lab.cri.run(pod, container_config(reference))
+    # Nobody answers there: the failure is a temporary one (100 + the number of the error code).
+    assert lab.cri.wait_exit(container).exit_code == 119

@@ -140,6 +140,8 @@ def interface(world: World) -> Interface:
     resolver = Resolver()
 
     def resolve_addresses(_network: Network, name: str) -> Lookup:
+        if "\0" in name:
+            raise Failure("invalid-argument")
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
                 packed = socket.inet_pton(family, name.removeprefix("[").removesuffix("]"))

@@ -67,11 +67,18 @@ class _Channel:
                 if error.errno != errno.EINVAL:
                     raise
                 # Linux keeps the address of an earlier association: it is dissolved first.
-                libc.disconnect(self.sock.fileno())
+                self._dissolve()
                 self.sock.connect(remote.native)
         elif self.remote is not None:
-            libc.disconnect(self.sock.fileno())
+            self._dissolve()
         self.remote = remote
+
+    def _dissolve(self) -> None:
+        port = self.sock.getsockname()[1]
+        libc.disconnect(self.sock.fileno())
+        host, left, *more = self.sock.getsockname()
+        if not left:  # Linux takes back a port that it has chosen
+            self.sock.bind((host, port, *more))
 
 
 class IncomingDatagrams(Resource, resource=True):
