@@ -124,7 +124,7 @@ def _kind(rootfs: Path, places: Iterable[str]) -> EntryKind:
     for place in places:
         head = _first_bytes(rootfs, place)
         if head is not None:
-            return entry_kind(head)
+            return entry_kind(head, place)
     return EntryKind.MISSING
 
 
@@ -132,7 +132,8 @@ def _open_module(rootfs: Path, entries: Sequence[EntryPoint]) -> int | None:
     for candidate in (candidate for entry in entries for candidate in _candidates(entry)):
         head = _first_bytes(rootfs, candidate)
         if head is not None:
-            return fs.open_in_root(rootfs, candidate, os.O_RDONLY) if entry_kind(head) is EntryKind.WASM else None
+            is_module = entry_kind(head, candidate) is EntryKind.WASM
+            return fs.open_in_root(rootfs, candidate, os.O_RDONLY) if is_module else None
     return None
 
 
@@ -171,7 +172,7 @@ def _first_bytes(rootfs: Path, path: str) -> bytes | None:
         with contextlib.suppress(OSError), open(f"/proc/thread-self/fd/{handle}", "rb") as file:  # noqa: PTH123
             head = file.read(_MAGIC_BYTES)
             executable = bool(status.st_mode & _EXECUTABLE)
-            return head if executable or entry_kind(head) is EntryKind.WASM else None
+            return head if executable or entry_kind(head, path) is EntryKind.WASM else None
     finally:
         os.close(handle)
     return None

@@ -16,13 +16,18 @@ class EntryKind(enum.Enum):
     MISSING = "not found in the image"
 
 
-def entry_kind(head: bytes) -> EntryKind:
-    """Classify the first four bytes of a file (ELF specification; kernel binfmt_script; Wasm core specification)."""
+def entry_kind(head: bytes, name: str = "") -> EntryKind:
+    """Classify the first four bytes of a file (ELF specification; kernel binfmt_script; Wasm core specification).
+
+    Wasm text has no mark: it is told by a name in `.wat`, of a file that begins as such a text does.
+    """
     if head.startswith(b"\x7fELF"):
         return EntryKind.ELF
     if head.startswith(b"#!"):
         return EntryKind.SCRIPT
     if head.startswith(b"\0asm"):
+        return EntryKind.WASM
+    if name.endswith(".wat") and head.lstrip()[:1] in {b"(", b";"}:
         return EntryKind.WASM
     return EntryKind.OTHER
 

@@ -22,7 +22,7 @@ def wasm_entry(image: ImageRecord) -> EntryPoint | None:
         word = process_args(config, image)[0]
     except InvalidArgument:
         return None  # only a container's command will say
-    named = split_function(word)[0].endswith(".wasm")
+    named = split_function(word)[0].endswith((".wasm", ".wat"))
     if named or image.platform.is_wasm or wasm_annotation({**image.config.labels, **image.annotations}):
         return entry_point(word, config, image)
     return None

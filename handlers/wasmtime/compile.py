@@ -15,6 +15,7 @@ from typing import Any
 from cri_shim.kernel.fs import atomic_write
 
 _NICE = 10
+_MAGIC = b"\0asm"
 
 
 def compile_module(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, int]:
@@ -43,6 +44,8 @@ def write_compiled(code: bytes, target: Path, *, component: bool = False) -> int
 
     from handlers.wasmtime.engine import new_engine  # noqa: PLC0415  likewise
 
+    if not code.startswith(_MAGIC):
+        code = bytes(wasmtime.wat2wasm(code))
     kind = Component if component else wasmtime.Module
     compiled = bytes(kind(new_engine(), code).serialize())
     # Native code that was cut short by a power cut would be run: it has to be on disk before its name is.

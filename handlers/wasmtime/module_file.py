@@ -1,7 +1,7 @@
 """Finding the module of a container: the blob of an artifact, or a file in the root file system.
 
-Not the compiler. All of it reads files: call it in a thread. Invariant: only the Wasm binary format is accepted, and
-never code that somebody else has compiled.
+Not the compiler. All of it reads files: call it in a thread. Invariant: only Wasm is accepted, as a binary or as
+text, and never code that somebody else has compiled.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
 from handlers.wasmtime.applets import NAMES, applet
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec
+from handlers.wasmtime.wasm_text import first_word
 
 _MAGIC: Final = b"\0asm"
 _CORE_MODULE: Final = _MAGIC + b"\x01\0\0\0"
 _COMPONENT_LAYER: Final = b"\x01\0"
 """Bytes 6 and 7 of a component (component model, Binary.md); those of a core module are zero."""
+_HEAD: Final = 4096
+"""Bytes: a text may begin with a licence."""
 _NO_PROGRAM, _NO_SUCH_PROGRAM = 126, 127
 """As of a shell."""
 
@@ -60,18 +63,17 @@ def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
 
 
 def is_component(head: bytes, name: str) -> bool:
-    """Whether it is a component, else a core module, by its first eight bytes; anything else is refused."""
-    if head == _CORE_MODULE:
+    """Whether it is a component, else a core module, by how it begins; anything else is refused."""
+    if head.startswith(_CORE_MODULE):
         return False
+    if word := first_word(head):
+        return word == "component"
     if head.startswith(_MAGIC) and head[6:8] == _COMPONENT_LAYER:
         return True
     hint = "give a module in the binary format, built for wasm32-wasip1 or wasm32-wasip2"
     if head.startswith(_MAGIC):
         version = int.from_bytes(head[4:6], "little")
         msg = f"{name} is of version {version} of the Wasm format, which this version cannot run"
-    elif head.lstrip().startswith((b"(", b";")):
-        msg = f"{name} is Wasm text"
-        hint = "convert it to the binary format, for example with wat2wasm"
     elif head.startswith(b"\x7fELF"):
         msg = f"{name} is native code; a module that was compiled elsewhere is never loaded"
     else:
@@ -82,7 +84,7 @@ def is_component(head: bytes, name: str) -> bool:
 def read_head(path: Path) -> bytes:
     """As much of a file as `is_component` wants."""
     with path.open("rb") as file:
-        return file.read(len(_CORE_MODULE))
+        return file.read(_HEAD)
 
 
 def find_further(spec: GuestSpec, word: str) -> Entry | None:
@@ -138,7 +140,7 @@ def _candidates(word: str, search: str, cwd: str) -> Iterator[str]:
 def _read(handle: int) -> tuple[Path, bytes, Digest]:
     link = Path(f"/proc/thread-self/fd/{handle}")
     with link.open("rb") as file:
-        head = file.read(len(_CORE_MODULE))
+        head = file.read(_HEAD)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return link.readlink(), head, Digest(f"sha256:{digest}")

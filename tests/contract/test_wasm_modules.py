@@ -95,7 +95,8 @@ async def test_damaged_compiled_code_is_replaced(fresh_bench: WasmBench) -> None
         (wasm.TWO_MEMORIES, "multiple memories"),
         (b"\0asm\x07\0\0\0", "version 7"),
         (b"\x7fELF\x02\x01\x01\0", "native code"),
-        (b"(module)", "Wasm text"),
+        (b"(module (func $nowhere)", "cannot be compiled"),
+        (b"(component (nothing))", "cannot be compiled"),
         (b"#!/bin/sh\n", "not a Wasm module"),
         (b"", "not a Wasm module"),
     ],
@@ -105,6 +106,13 @@ async def test_what_is_no_module_is_refused_by_name(bench: WasmBench, module: st
     with pytest.raises(InvalidArgument, match=words):
         await bench.handler.create(plan)
     assert list(plan.bundle.iterdir()) == []
+
+
+@pytest.mark.parametrize("begin", ["", ";; a comment\n(; another (; in it ;) ;)\n  "])
+async def test_a_module_as_text(bench: WasmBench, begin: str) -> None:
+    plan = bench.artifact((begin + wasm.HELLO).encode())
+    assert (await bench.finish(plan)).code == 0
+    assert bench.text(plan) == ["hello from wasm"]
 
 
 async def test_a_module_that_takes_for_ever_is_tried_once(

@@ -115,3 +115,10 @@ def test_unknown_handler_names_those_there_are() -> None:
 )
 def test_entry_kind(head: bytes, kind: EntryKind) -> None:
     assert entry_kind(head) is kind
+
+
+def test_text_is_told_by_its_name() -> None:
+    assert entry_kind(b"(mod", "/app.wat") is EntryKind.WASM
+    assert entry_kind(b"  ;;", "app.wat") is EntryKind.WASM
+    assert entry_kind(b"(mod", "/app.scm") is EntryKind.OTHER
+    assert entry_kind(b"#!/b", "/app.wat") is EntryKind.SCRIPT
