@@ -1,0 +1,3 @@
+module cri-shim.io/tests/builders
+
+go 1.21
