@@ -276,6 +276,8 @@ class Guest:
                 self.waits.close_listeners()  # before the end is told, as the port is wanted again then
             self._exit = exit_from(ending, time.time_ns())
             self.meter.end()
+            if self.socket_calls is not None:
+                self.socket_calls.sockets.close()  # before the end is told: the next container has these ports
             linked.store.close()  # and with it the engine's ends of the pipes
             if ending.trap and ending.signal is None:
                 linked.output.say(ending.trap)
