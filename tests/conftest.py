@@ -18,7 +18,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import images, leftovers
+from tests.support import go_guests, images, leftovers
 from tests.support.cri import Cri
 from tests.support.daemon import Daemon
 
@@ -102,6 +102,14 @@ def busybox(registry: images.Registry) -> str:
 def wasm_hello(registry: images.Registry) -> str:
     """The reference of a Wasm artifact that prints one line and ends."""
     return registry.push_wasm("test/hello:1")
+
+
+@pytest.fixture(scope="session")
+def go_server(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A web server that the stock Go toolchain has built for WASI preview 1."""
+    if go_guests.program() is None:
+        pytest.skip("needs Go (https://go.dev) to build its guest")
+    return go_guests.build("server", tmp_path_factory.mktemp("go"))
 
 
 @contextmanager

@@ -31,11 +31,6 @@ pytestmark = [
 KEY = "cri-shim.io/listen"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return go_guests.build("server", tmp_path_factory.mktemp("go"))
-
-
 @pytest.fixture(params=["in-process", "process"])
 async def bench(
     request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
@@ -72,11 +67,11 @@ async def serving(bench: WasmBench, plan: ContainerPlan) -> ContainerPlan:
     return plan
 
 
-async def test_a_stock_go_server_serves_and_stops_at_once(bench: WasmBench, server: bytes, tmp_path: Path) -> None:
+async def test_a_stock_go_server_serves_and_stops_at_once(bench: WasmBench, go_server: bytes, tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "page").write_text("from a volume\n")
     volume = mount(tmp_path, "/srv", readonly=True)
-    plan = await serving(bench, bench.artifact(server, annotations={KEY: str(port)}, mounts=[volume]))
+    plan = await serving(bench, bench.artifact(go_server, annotations={KEY: str(port)}, mounts=[volume]))
     assert await get(port, "/x") == (200, b"hello /x\n")
     # The descriptors behind the listener are what they were, and calls on them go to the engine.
     assert await get(port, "/file?name=/srv/page") == (200, b"from a volume\n")
@@ -92,10 +87,12 @@ async def test_a_stock_go_server_serves_and_stops_at_once(bench: WasmBench, serv
         await get(port, "/")
 
 
-async def test_a_graceful_stop_ends_what_it_listens_on_and_leaves_it_the_rest(bench: WasmBench, server: bytes) -> None:
+async def test_a_graceful_stop_ends_what_it_listens_on_and_leaves_it_the_rest(
+    bench: WasmBench, go_server: bytes
+) -> None:
     port = free_port()
     annotations = {KEY: str(port), "cri-shim.io/stop": "graceful"}
-    plan = await serving(bench, bench.artifact(server, annotations=annotations))
+    plan = await serving(bench, bench.artifact(go_server, annotations=annotations))
     slow = asyncio.create_task(get(port, "/slow"))
     await asyncio.sleep(0.1)
     await bench.handler.kill(plan.id, signal.SIGTERM)
@@ -104,8 +101,8 @@ async def test_a_graceful_stop_ends_what_it_listens_on_and_leaves_it_the_rest(be
     assert bench.text(plan)[-1] == "bye"
 
 
-async def test_who_outlasts_its_grace_is_killed(bench: WasmBench, server: bytes) -> None:
-    del server
+async def test_who_outlasts_its_grace_is_killed(bench: WasmBench, go_server: bytes) -> None:
+    del go_server
     annotations = {KEY: str(free_port()), "cri-shim.io/stop": "graceful"}
     plan = await bench.begin(bench.artifact(wasm.SLEEP, annotations=annotations))
     await bench.said(plan, "going to sleep")
@@ -116,11 +113,11 @@ async def test_who_outlasts_its_grace_is_killed(bench: WasmBench, server: bytes)
     assert (await bench.end_of(plan)).code == 137
 
 
-async def test_it_listens_in_the_pods_network(bench: WasmBench, server: bytes) -> None:
+async def test_it_listens_in_the_pods_network(bench: WasmBench, go_server: bytes) -> None:
     pins = bench.layout.pod(bench.pod.id) / "ns"
     namespaces.pin_namespaces(pins, net=True, ipc=False, uts=False, hostname="", sysctls={})
     try:
-        plan = bench.artifact(server, annotations={KEY: "80"})
+        plan = bench.artifact(go_server, annotations={KEY: "80"})
         plan = await serving(bench, replace(plan, pod=replace(plan.pod, net=pins / "net")))
         for address in ("127.0.0.1", "::1"):
             ask = functools.partial(socket.create_connection, (address, 80), 5)

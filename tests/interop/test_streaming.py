@@ -259,6 +259,32 @@ def test_forwarding_to_a_component(
             assert connection.recv(100) == b"hello"
 
 
+@TRANSPORTS
+@pytest.mark.parametrize("isolation", ["in-process", "process"])
+def test_forward_to_a_module(
+    shared_lab: Lab,
+    clients: Interop,
+    registry: images.Registry,
+    go_server: bytes,
+    transport: str,
+    isolation: str,
+) -> None:
+    """An unmodified Go web server for WASI preview 1."""
+    lab = shared_lab
+    image = registry.push("io/server:1", images.wasm_artifact(go_server))
+    lab.cri.pull(image)
+    config = lab.pod_config(network=pb.POD)
+    config.annotations["cri-shim.io/listen"] = "8080"
+    if isolation == "process":
+        config.annotations["cri-shim.io/isolation"] = isolation
+    pod = lab.pod("wasm", config=config)
+    lab.cri.wait_log(lab.cri.run(pod, container_config(image)), "serving")
+    with clients.run("forward", transport, f"-pod={pod.id}", "-ports=0:8080") as client:
+        local = client.wait("ready")["local"]
+        for _ in range(count(100, 10)):
+            assert fetch(local["8080"]) == b"hello /index.html\n"
+
+
 PAGE = b"page " * 40_000
 SERVER = (
     "mkdir /www; i=0; while [ $i -lt 40000 ]; do echo -n 'page '; i=$((i+1)); done >/www/index.html; "

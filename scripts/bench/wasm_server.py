@@ -1,0 +1,140 @@
+"""A Go `net/http` server as a Wasm container in a pod with an address of its own: requests a second, and its stop.
+
+The server is `tests/guests/server`, built by the stock toolchain for WASI preview 1; its listener is its descriptor 3.
+In both placements, through the pod's address and through a port of the host. Every answer is looked at. A stop is a
+call of StopContainer, with 30 s of grace, of a server that has just answered. As root, inside `scripts/private-ns`
+(`scripts/bench/wasm-server` does that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import selectors
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from cri_shim.pb import api_pb2 as pb
+from scripts.bench.report import percentile
+from scripts.bench.wasm import HANDLERS, PLACEMENTS
+from tests.support import go_guests, images
+from tests.support.cri import Cri, Pod, container_config, pod_config
+from tests.support.daemon import Daemon
+
+PORT = 8080
+HOST_PORT = 18097
+GRACE = 30
+REQUEST = b"GET /some/path HTTP/1.1\r\nHost: pod\r\n\r\n"
+BODY = b"hello /some/path\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="wasm-server", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--rounds", type=int, default=3, help="(%(default)s)")
+    add("--seconds", type=float, default=5, help="of requests per round and way (%(default)s)")
+    add("--connections", type=int, default=16, help="that are kept and always have a request under way (%(default)s)")
+    add("--stops", type=int, default=20, help="per round (%(default)s)")
+    options = parser.parse_args(argv)
+    if go_guests.program() is None:
+        raise SystemExit("wasm-server: needs Go (https://go.dev), in PATH or in /usr/local/go")
+    with ExitStack() as clean_up:
+        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
+        registry = clean_up.enter_context(images.registry(base / "registry"))
+        image = registry.push("bench/server:1", images.wasm_artifact(go_guests.build("server", base)))
+        settings = {"log": {"level": "info"}, "handlers": HANDLERS}
+        daemon = Daemon(base / "0", settings=settings, cgroup_parent="/cri-shim-bench-server")
+        clean_up.callback(daemon.close)
+        daemon.start()
+        with Cri(daemon.socket, timeout=300) as cri:
+            cri.pull(image)
+            for title, handler in PLACEMENTS.items():
+                _report(title, [_round(cri, daemon, handler, image, options) for _ in range(options.rounds)])
+    return 0
+
+
+def _round(cri: Cri, daemon: Daemon, handler: str, image: str, options: argparse.Namespace) -> dict[str, list[float]]:
+    print(f"{handler}: load {os.getloadavg()[0]:.2f}", file=sys.stderr, flush=True)
+    config = pod_config("server", network=pb.POD, cgroup_parent=daemon.cgroup_parent)
+    config.log_directory = str(daemon.pod_logs)
+    config.annotations["cri-shim.io/listen"] = str(PORT)
+    config.port_mappings.add(container_port=PORT, host_port=HOST_PORT)
+    pod = cri.run_pod(config, handler)
+    address = (cri.pod_status(pod).network.ip, PORT)
+    container = _serving(cri, pod, image, 0)
+    ways = {"pod": address, "host port": ("127.0.0.1", HOST_PORT)}
+    found = {f"requests/s, {way}": [_rate(to, options.connections, options.seconds)] for way, to in ways.items()}
+    cri.stop(container, grace=GRACE)
+    found["stop, ms"] = [_stop(cri, pod, image, address, number) for number in range(1, options.stops + 1)]
+    cri.remove_all_pods()
+    return found
+
+
+def _serving(cri: Cri, pod: Pod, image: str, attempt: int) -> str:
+    config = container_config(image, name="server")
+    config.metadata.attempt = attempt
+    container = cri.run(pod, config)
+    cri.wait_log(container, "serving")
+    return container
+
+
+def _stop(cri: Cri, pod: Pod, image: str, address: tuple[str, int], attempt: int) -> float:
+    """Milliseconds from the call to its answer."""
+    container = _serving(cri, pod, image, attempt)
+    _rate(address, 1, 0)
+    begin = time.monotonic()
+    cri.stop(container, grace=GRACE)
+    return (time.monotonic() - begin) * 1e3
+
+
+def _rate(address: tuple[str, int], connections: int, seconds: float) -> float:
+    """Answers a second. SystemExit when one is wrong."""
+    with ExitStack() as clean_up, selectors.DefaultSelector() as waiting:
+        for _ in range(connections):
+            connection = clean_up.enter_context(closing(socket.create_connection(address, 10)))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(REQUEST)
+            waiting.register(connection, selectors.EVENT_READ, bytearray())
+        begin, answers = time.monotonic(), 0
+        while not answers or time.monotonic() - begin < seconds:
+            events = waiting.select(10)
+            if not events:
+                raise SystemExit(f"wasm-server: no answer within 10 s, after {answers}")
+            for key, _ in events:
+                answers += _take(key)
+        return answers / (time.monotonic() - begin)
+
+
+def _take(key: selectors.SelectorKey) -> int:
+    """The next bytes of a connection; at the end of an answer the next request. Returns the number of answers."""
+    connection, received = key.fileobj, key.data
+    assert isinstance(connection, socket.socket)
+    received += connection.recv(1 << 16)
+    head, separator, body = received.partition(b"\r\n\r\n")
+    if separator and len(body) < len(BODY):
+        return 0
+    if not head.startswith(b"HTTP/1.1 200 ") or body != BODY:
+        raise SystemExit(f"wasm-server: not the answer: {bytes(received[:200])!r}")
+    received.clear()
+    connection.sendall(REQUEST)
+    return 1
+
+
+def _report(title: str, rounds: Sequence[dict[str, list[float]]]) -> None:
+    for name in rounds[0]:
+        values = [found[name] for found in rounds]
+        if name.startswith("stop"):
+            p50 = statistics.median(percentile(each, 50) for each in values)
+            print(f"{title:12}{name:24}p50 {p50:8.2f}  max {max(map(max, values)):8.2f}", flush=True)
+        else:
+            print(f"{title:12}{name:24}{statistics.median(each[0] for each in values):12.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
