@@ -102,10 +102,11 @@ def _write_files(directory: Path, plan: SandboxPlan) -> None:
         ("hosts", _host_file("/etc/hosts")),
         ("hostname", f"{plan.hostname}\n".encode()),
     ):
-        path = directory / name
-        path.write_bytes(data)
-        path.chmod(_FILE_MODE)
-        os.chown(path, *_owner(plan))
+        fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            file.write(data)
+            os.fchmod(fd, _FILE_MODE)
+            os.fchown(fd, *_owner(plan))
 
 
 def _owner(plan: SandboxPlan) -> tuple[int, int]:

@@ -80,6 +80,8 @@ class _Container:
     sessions: WeakKeyDictionary[WorkerExec, int] = field(default_factory=WeakKeyDictionary)
     """Its further processes, with the numbers that `ps` shows."""
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(2))
+    forked: bool = False
+    """There are, or were, processes of it."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -237,11 +239,16 @@ class WasmtimeHandler:
             except TimeoutError:
                 msg = f"the Wasm module of container {container_id[:SHORT]} did not end within {_KILL_SECONDS:g} s"
                 raise DeadlineExceeded(msg, hint="it waits for a file of a volume; let that go on") from None
-        bundle = self._context.layout.bundle(container_id)
-        await asyncio.to_thread(self._workers.remove, container_id, cgroup_parent)
-        await asyncio.to_thread(_remove, bundle)
+        # Of what an earlier daemon has left nothing is known.
+        forked = container is None or container.spec.worker is not None or container.forked
+        await asyncio.to_thread(self._remove, container_id, cgroup_parent, forked=forked)
         await self._context.modules.release(container_id)
         self._containers.pop(container_id, None)
+
+    def _remove(self, container_id: ContainerId, cgroup_parent: str, *, forked: bool) -> None:
+        if forked:
+            self._workers.remove(container_id, cgroup_parent)
+        _remove(self._context.layout.bundle(container_id))
 
     async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:
         """A process of its own: another instance of the container's module, another module of its image, an applet."""
@@ -263,6 +270,7 @@ class WasmtimeHandler:
         has_input = not isinstance(request, TerminalRequest) and request.stdin is not None
         entry = entry or container.spec.entry
         spec = further(container.spec, entry, request.args, has_input=has_input, terminal=terminal)
+        container.forked = True
         session = await self._workers.exec(container_id, spec, program, request)
         container.sessions[session] = number
         return session
