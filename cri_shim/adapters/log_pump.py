@@ -33,7 +33,7 @@ _MODE: Final = 0o640
 class LogFile:
     """The log of one container. A path of None discards. Every method may be called from any thread and may block."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: str | Path | None) -> None:
         """OSError, with the path, when the file cannot be opened or made."""
         self._path = path
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class LogFile:
             os.close(fd)
 
 
-def open_log(path: Path) -> int:
+def open_log(path: str | Path) -> int:
     """A descriptor that appends to the log, which is made when it is missing. OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     os.fchmod(fd, _MODE)  # whatever the umask
@@ -155,9 +155,13 @@ class _Output:
 
 
 class LogPump:
-    """All methods may be called from any thread."""
+    """All methods may be called from any thread, but `turn`.
 
-    def __init__(self) -> None:
+    With `threaded` false there is no thread: somebody else waits for what `start` returns, and calls `turn`.
+    """
+
+    def __init__(self, *, threaded: bool = True) -> None:
+        self._threaded = threaded
         self._outputs: dict[int, _Output] = {}
         self._starting = threading.Lock()
         self._epoll: select.epoll | None = None
@@ -169,7 +173,7 @@ class LogPump:
         self._last = 0
 
     def start(self) -> select.epoll:
-        """Start the thread unless it runs; returns what it waits on. `attach` does it too.
+        """Start the thread unless it runs; returns what is waited for. `attach` does it too.
 
         The thread takes its weight from the one that calls: from the event loop's, not from a container's.
         """
@@ -179,8 +183,9 @@ class LogPump:
                 self._epoll = select.epoll()
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC)
                 self._epoll.register(self._wake, select.EPOLLIN)
-                self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="log-pump", daemon=True)
-                self._thread.start()
+                if self._threaded:
+                    self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="log-pump", daemon=True)
+                    self._thread.start()
             return self._epoll
 
     def attach(self, log: LogFile, outputs: Mapping[Stream, int], drained: Callable[[], None]) -> Pumped:
@@ -206,25 +211,30 @@ class LogPump:
 
     def close(self) -> None:
         """End the thread. Containers that still write will block: end them before."""
-        if self._thread is None or self._epoll is None:
+        if self._epoll is None:
             return
-        self._closing = True
-        os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        if self._thread is not None:
+            self._closing = True
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
         self._epoll.close()
         os.close(self._wake)
         self._thread = self._epoll = None
 
     def _run(self, epoll: select.epoll) -> None:
         while not self._closing:
-            for fd, _ in epoll.poll():
-                if fd == self._wake:
-                    os.eventfd_read(fd)
-                    self._connect()
-                elif fd in self._taps:
-                    self._flush(epoll, self._taps[fd])
-                elif not self._outputs[fd].container.is_held_up:  # since this poll, by its other stream
-                    self._read(epoll, fd)
+            self.turn(epoll)
+
+    def turn(self, epoll: select.epoll) -> None:
+        """Do what there is to do; wait for it if there is nothing."""
+        for fd, _ in epoll.poll():
+            if fd == self._wake:
+                os.eventfd_read(fd)
+                self._connect()
+            elif fd in self._taps:
+                self._flush(epoll, self._taps[fd])
+            elif not self._outputs[fd].container.is_held_up:  # since this poll, by its other stream
+                self._read(epoll, fd)
 
     def _connect(self) -> None:
         while self._asked:

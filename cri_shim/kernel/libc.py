@@ -33,6 +33,8 @@ CLONE_NEWIPC: Final = 0x8000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 
+_M_ARENA_MAX: Final = -8
+
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 
@@ -158,6 +160,12 @@ def load_resolver() -> None:
     for name in ("libnss_files.so.2", "libnss_dns.so.2"):
         with contextlib.suppress(OSError):
             ctypes.CDLL(name)
+
+
+def share_heap() -> None:
+    """Have threads that start from now on use the first one's heap (mallopt(3)); a C library without that has one."""
+    with contextlib.suppress(AttributeError):
+        _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def prctl(option: int, argument: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import NewType
 
 from cri_shim.model.errors import InvalidArgument
@@ -27,12 +27,12 @@ SHORT = 13
 
 def new_pod_id() -> PodId:
     """A fresh random id."""
-    return PodId(secrets.token_hex(32))
+    return PodId(os.urandom(32).hex())
 
 
 def new_container_id() -> ContainerId:
     """A fresh random id."""
-    return ContainerId(secrets.token_hex(32))
+    return ContainerId(os.urandom(32).hex())
 
 
 def parse_digest(text: str, what: str = "digest") -> Digest:

@@ -38,7 +38,7 @@ _FAILED: Final = 1
 def link_component(guest: Guest, resources: ExitStack) -> Linked:
     """A `Program`. FailedPrecondition names what the component imports and the host has not."""
     try:
-        component = Component.deserialize_file(guest.engine, str(guest.compiled))
+        component = Component.deserialize_file(guest.engine, guest.compiled)
     except wasmtime.WasmtimeError as error:
         raise guest.unusable(error) from None
     if guest.spec.entry.function != DEFAULT_FUNCTION:

@@ -15,6 +15,7 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.ending import Ending
+from handlers.wasmtime.exports import functions
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
@@ -33,12 +34,10 @@ _FEW_ELEMENTS: Final = 10_000
 def link_module(guest: Guest, resources: ExitStack) -> Linked:
     """A `Program`: all that can fail for reasons that are not the module's own doing at run time."""
     try:
-        module = wasmtime.Module.deserialize_file(guest.engine, str(guest.compiled))
+        module = wasmtime.Module.deserialize_file(guest.engine, guest.compiled)
     except wasmtime.WasmtimeError as error:
         raise guest.unusable(error) from None
-    linker = wasmtime.Linker(guest.engine)
-    linker.allow_shadowing = True
-    linker.define_wasi()
+    linker = guest.new_linker(guest.engine)
     hooks = resources.enter_context(hooked(guest, linker))
     store = wasmtime.Store(guest.engine)
     _set_limits(store, guest.spec)
@@ -61,15 +60,14 @@ def link_module(guest: Guest, resources: ExitStack) -> Linked:
 
 def _is_library(module: wasmtime.Module, wanted: str) -> bool:
     """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
-    functions = {export.name: export.type for export in module.exports}
-    signature = functions.get(wanted)
-    if not isinstance(signature, wasmtime.FuncType):
+    exported = functions(module)
+    if wanted not in exported:
         msg = f"the module exports no function {wanted!r}"
         raise FailedPrecondition(msg, hint="command[0] may name another one, as in module.wasm#function")
-    if signature.params:
+    if exported[wanted]:
         msg = f"the module's function {wanted!r} takes parameters, which a container has none of"
         raise FailedPrecondition(msg)
-    return wanted != DEFAULT_FUNCTION and isinstance(functions.get(_INITIALIZE), wasmtime.FuncType)
+    return wanted != DEFAULT_FUNCTION and _INITIALIZE in exported
 
 
 def _set_limits(store: wasmtime.Store, spec: GuestSpec) -> None:

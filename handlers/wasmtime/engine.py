@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,27 @@ def new_engine() -> wasmtime.Engine:
         # Not the attributes of the class: it has not all of them, and takes others without a word.
         getattr(ffi, f"wasmtime_config_{name}_set")(config.ptr(), value)
     return wasmtime.Engine(config)
+
+
+def new_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
+    """With WASI preview 1, whose functions can be put others in the place of."""
+    linker = wasmtime.Linker(engine)
+    linker.allow_shadowing = True
+    linker.define_wasi()
+    return linker
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one guest runs in, and nobody else."""
+
+    engine: wasmtime.Engine
+    linker: Callable[[wasmtime.Engine], wasmtime.Linker] = new_linker
+
+
+def make() -> Made:
+    """For a guest that begins with nothing."""
+    return Made(new_engine())
 
 
 def engine_key() -> str:

@@ -27,12 +27,13 @@ from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, ResourceExhausted
 from cri_shim.model.ids import ContainerId
 from handlers.wasmtime.ending import Ending, exit_from
-from handlers.wasmtime.engine import new_engine
+from handlers.wasmtime.engine import Made, make
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
 from handlers.wasmtime.output import Output, Plain, Streams, Terminal
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.socket_calls import Calls
+from handlers.wasmtime.stopping import Stopping
 
 _STACK: Final = 2 << 20
 """Bytes: the engine's limit for Wasm frames, and as much again for the calls into the host that they end in."""
@@ -97,6 +98,7 @@ class Services:
     """Called by the guest's thread when all that it needs is open, before its first instruction."""
     streams: Callable[[str], Streams] = Output
     """Opens the output, by the path of the log."""
+    made: Callable[[], Made] = make
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Guest:
     """
 
     def __init__(
-        self, container_id: ContainerId, spec: GuestSpec, compiled: Path, services: Services, program: Program
+        self, container_id: ContainerId, spec: GuestSpec, compiled: str, services: Services, program: Program
     ) -> None:
         self._id = container_id
         self.spec = spec
@@ -128,8 +130,10 @@ class Guest:
         self._streams = services.streams
         self._allowance: Allowance | None = None
         self._pause_until = 0
-        self.engine = new_engine()
-        self._stopping = threading.Event()
+        made = services.made()
+        self.engine = made.engine
+        self.new_linker = made.linker
+        self._stopping = Stopping()
         self.signal: int | None = None
         self.code: int | None = None
         self.defect = ""
@@ -210,7 +214,7 @@ class Guest:
     @property
     def is_stopping(self) -> bool:
         """It has been told to stop."""
-        return self._stopping.is_set()
+        return self._stopping.is_set
 
     def leave(self, code: int) -> None:
         """`HookedGuest`."""
@@ -218,8 +222,8 @@ class Guest:
 
     def sleep(self, seconds: float) -> bool:
         """`HookedGuest`."""
-        if seconds <= 0 or self._stopping.is_set():
-            return self._stopping.is_set()
+        if seconds <= 0 or self._stopping.is_set:
+            return self._stopping.is_set
         with self.resting():
             return self._stopping.wait(seconds)
 
@@ -240,7 +244,7 @@ class Guest:
         if self._memory_limit_changed:
             self._memory_limit_changed = False
             self.limit_memory(self.spec)
-        while not self._stopping.is_set():
+        while not self._stopping.is_set:
             rest = self._pause_until - time.monotonic_ns()
             if rest <= 0:
                 return False
@@ -330,7 +334,7 @@ class Guest:
         """What was compiled cannot be loaded: the next start compiles it again."""
         text = one_line(error)
         if not text.startswith(_NOT_OPENED):
-            self.compiled.unlink(missing_ok=True)
+            Path(self.compiled).unlink(missing_ok=True)
         msg = f"the compiled form of the module cannot be used: {text}"
         return FailedPrecondition(msg, hint="create the container again, and it is compiled if need be")
 

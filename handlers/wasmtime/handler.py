@@ -165,7 +165,7 @@ class WasmtimeHandler:
             for entry in await asyncio.to_thread(self._cache.forwarding):
                 await self._cache.compile(entry)
         if container.spec.worker is not None:
-            await self._workers.prepare()
+            await self._workers.prepare(container.spec)
         self._containers[container_id] = container
 
     async def _compile(self, container_id: ContainerId, entry: Entry, image: ImageId | None) -> Path:

@@ -103,7 +103,7 @@ class Guests:
         if spec.cpu is not None:
             self._throttle.start()
         news = _News(asyncio.get_running_loop(), ended)
-        guest = Guest(container_id, spec, compiled, Services(self._pump, self._throttle, news), link_module)
+        guest = Guest(container_id, spec, str(compiled), Services(self._pump, self._throttle, news), link_module)
         guest.start()
         try:
             at = await news.start

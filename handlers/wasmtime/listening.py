@@ -16,7 +16,6 @@ from pathlib import Path
 import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
-from cri_shim.spec.dispatch import LISTEN_ANNOTATION
 from handlers.wasmtime import sockets
 from handlers.wasmtime.forward import MEMORY, TABLE, WASI
 from handlers.wasmtime.guest import Guest
@@ -87,6 +86,8 @@ def _opened(listen: Listen) -> list[socket.socket]:
 
         return run_in_netns(Path(listen.netns), make)
     except OSError as error:
+        from cri_shim.spec.dispatch import LISTEN_ANNOTATION  # noqa: PLC0415  brings protobuf: likewise
+
         msg = f"annotation {LISTEN_ANNOTATION}: port {error.filename}: {error.strerror}"
         raise FailedPrecondition(msg) from error
 

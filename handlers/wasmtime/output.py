@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from cri_shim.adapters.log_pump import LogFile, LogPump
@@ -22,7 +21,7 @@ STANDARD_STREAMS: Final = (0, 1, 2)
 
 def _log(path: str) -> LogFile:
     try:
-        return LogFile(Path(path) if path else None)
+        return LogFile(path or None)
     except OSError as error:
         msg = f"cannot open the container's log {path}: {error.strerror}"
         raise FailedPrecondition(msg) from error

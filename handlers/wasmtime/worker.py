@@ -29,10 +29,9 @@ from cri_shim.adapters.log_pump import LogPump
 from cri_shim.kernel import credentials, libc, tty
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition
-from handlers.wasmtime.component import link_component
 from handlers.wasmtime.core_module import link_module
-from handlers.wasmtime.engine import new_engine
-from handlers.wasmtime.guest import Guest, Services
+from handlers.wasmtime.engine import Made, new_engine, new_linker
+from handlers.wasmtime.guest import Guest, Program, Services
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
 from handlers.wasmtime.lookup_files import furnish
 from handlers.wasmtime.output import Output, Plain, Terminal
@@ -64,14 +63,14 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     try:
         _enter(spec, spec.worker, namespaces, arguments["empty"])
         streams = Terminal if spec.terminal else Output
-        services = Services(LogPump(), Throttle(), worker, worker.shut_up, streams)
-        program = link_component if spec.entry.component else link_module
-        guest = Guest(arguments["id"], spec, Path(arguments["compiled"]), services, program)
+        pump = LogPump(threaded=False)
+        services = Services(pump, Throttle(), worker, worker.shut_up, streams, _made_before)
+        guest = Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec))
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
     if spec.terminal:
         worker.obey_terminal(guest)
-    worker.serve(guest)
+    worker.serve(guest, pump)
 
 
 def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
@@ -103,11 +102,18 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     throttle = Throttle()
     if spec.cpu is not None:
         throttle.start()
-    services = Services(LogPump(), throttle, executed, executed.shut_up, lambda _: Plain())
-    program = link_component if spec.entry.component else link_module
-    Guest(arguments["id"], spec, Path(arguments["compiled"]), services, program).start()
+    services = Services(LogPump(), throttle, executed, executed.shut_up, lambda _: Plain(), _made_before)
+    Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec)).start()
     while True:
         signal.pause()
+
+
+def _program(spec: GuestSpec) -> Program:
+    if not spec.entry.component:
+        return link_module
+    from handlers.wasmtime.component import link_component  # noqa: PLC0415  in the zygote of components
+
+    return link_component
 
 
 def _run_applet(spec: GuestSpec, facts: str, executed: _Executed) -> NoReturn:
@@ -150,8 +156,9 @@ def _shut_up(spec: WorkerSpec, empty: str) -> None:
 
 
 def _enter(spec: GuestSpec, worker: WorkerSpec, namespaces: Sequence[int], empty: str) -> None:
-    with Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as score:
-        score.write(str(worker.oom_score_adj))
+    score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(score, b"%d" % worker.oom_score_adj)
+    os.close(score)
     for namespace in namespaces:
         libc.setns(namespace, libc.CLONE_NEWNET)
         os.close(namespace)
@@ -184,10 +191,10 @@ class _Worker:
         _shut_up(self.spec, self.empty)
 
     def started(self, at: int) -> None:
-        self._tell({"started": at})
+        self._tell(b'{"started": %d}' % at)
 
     def failed(self, error: CriShimError) -> NoReturn:
-        self._tell({"failed": [type(error).__name__, error.cause, error.hint]})
+        self._tell(json.dumps({"failed": [type(error).__name__, error.cause, error.hint]}).encode())
         os._exit(1)
 
     def ended(self, ended: Exit) -> None:
@@ -200,10 +207,10 @@ class _Worker:
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
-    def serve(self, guest: Guest) -> NoReturn:
-        """Answer the daemon until the guest has ended."""
-        poller = select.poll()
-        for fd in (self.listener.fileno(), *self._clients):
+    def serve(self, guest: Guest, pump: LogPump) -> NoReturn:
+        """Answer the daemon, and write the log, until the guest has ended."""
+        poller, output = select.poll(), pump.start()
+        for fd in (self.listener.fileno(), output.fileno(), *self._clients):
             poller.register(fd, select.POLLIN)
         guest.start()
         while True:
@@ -212,6 +219,8 @@ class _Worker:
                     client, _ = self.listener.accept()
                     self._clients[client.fileno()] = client
                     poller.register(client.fileno(), select.POLLIN)
+                elif fd == output.fileno():
+                    pump.turn(output)
                 elif not self._answer(guest, self._clients[fd]):
                     poller.unregister(fd)
                     self._clients.pop(fd).close()
@@ -229,10 +238,10 @@ class _Worker:
             self._stop(guest, request["stop"])
         elif "log" in request and guest.output is not None:
             guest.output.log.replace(fds[0])
-            self._tell({"log": True})
+            self._tell(b'{"log": true}')
         elif "tap" in request and guest.output is not None:
             guest.output.tap(socket.socket(fileno=fds[0]))
-            self._tell({"tap": True})
+            self._tell(b'{"tap": true}')
         elif "terminal" in request and isinstance(guest.output, Terminal):
             socket.send_fds(client, [b'{"terminal": true}'], [guest.output.master])
         elif "end_input" in request:
@@ -253,21 +262,28 @@ class _Worker:
             os.write(self.exit_fd, _EXITS.encode(ended))
             os._exit(0)
 
-    def _tell(self, news: Mapping[str, object]) -> None:
-        data = json.dumps(news).encode()
+    def _tell(self, news: bytes) -> None:
         for client in tuple(self._clients.values()):
             with contextlib.suppress(OSError):
-                client.send(data)
+                client.send(news)
 
 
-def _warm_up() -> None:
-    """In the zygote: what a process does only the first time, so that no worker has to, and none has it in memory."""
+def _warm_up() -> Made:
+    """In the zygote: what a process does only the first time, so that no worker has to, and none has it in memory.
+
+    Engine and linker are for the worker's one guest. A fork takes them along as long as no guest has run and nothing
+    was compiled.
+    """
+    libc.share_heap()  # of its own each thread would touch 80 KiB
     engine = new_engine()
-    linker = wasmtime.Linker(engine)
-    linker.allow_shadowing = True
-    linker.define_wasi()
+    linker = new_linker(engine)
     wasmtime.Store(engine).set_limits(memory_size=-1)
     _EXITS.encode(Exit(code=0, at=0, reason=Reason.COMPLETED))
+    return Made(engine, lambda _: linker)
 
 
-_warm_up()
+_MADE: Final = _warm_up()
+
+
+def _made_before() -> Made:
+    return _MADE

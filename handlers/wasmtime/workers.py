@@ -45,6 +45,7 @@ from handlers.wasmtime.limits import host_facts
 TASK: Final = "handlers.wasmtime.worker:run"
 EXEC_TASK: Final = "handlers.wasmtime.worker:run_exec"
 _MODULE: Final = TASK.partition(":")[0]
+_COMPONENTS: Final = "handlers.wasmtime.component"
 _MESSAGE: Final = 1 << 16
 _ANSWER_SECONDS: Final = 10.0
 _STATUS_SECONDS: Final = 0.5
@@ -192,20 +193,24 @@ class WorkerRun:
 
 
 class Workers:
-    """Makes and finds workers. The zygote starts with the first."""
+    """Makes and finds workers. A zygote starts with the first that it forks."""
 
     def __init__(self, context: HandlerContext) -> None:
         self._context = context
-        self._zygote = Zygote(preload=(_MODULE,))
+        # Two, since most nodes have no components: what they need is a fifth of what is loaded with it.
+        self._zygotes = {False: Zygote(preload=(_MODULE,)), True: Zygote(preload=(_MODULE, _COMPONENTS))}
         self._placing = threading.Lock()
 
     @cached_property
     def _cgroups(self) -> ProcessCgroups:
         return ProcessCgroups(self._context.cgroups)
 
-    async def prepare(self) -> None:
+    def _zygote(self, spec: GuestSpec) -> Zygote:
+        return self._zygotes[spec.entry.component]
+
+    async def prepare(self, spec: GuestSpec) -> None:
         """Have the zygote at hand, so that no start waits for it."""
-        await self._zygote.start()
+        await self._zygote(spec).start()
 
     async def start(
         self, container_id: ContainerId, spec: GuestSpec, compiled: Path, ended: Callable[[Exit], None]
@@ -278,7 +283,7 @@ class Workers:
                     else {"applet": msgspec.json.encode(program).decode()}
                 ),
             }
-            child = await self._zygote.leave(EXEC_TASK, arguments, [wait, *streams, *places])
+            child = await self._zygote(spec).leave(EXEC_TASK, arguments, [wait, *streams, *places])
             try:
                 await asyncio.to_thread(self._place_exec, child.process.pid, container_id, spec.worker)
                 os.write(go, b"g")
@@ -307,7 +312,8 @@ class Workers:
 
     async def aclose(self) -> None:
         """Let go of all; they run on."""
-        await self._zygote.aclose()
+        for zygote in self._zygotes.values():
+            await zygote.aclose()
 
     def leave(self, run: WorkerRun) -> None:
         """Stop watching one; it runs on."""
@@ -345,9 +351,9 @@ class Workers:
             "empty": str(opened.files.empty),
         }
         try:
-            child = await self._zygote.leave(TASK, arguments, opened.descriptors)
+            child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
         except ZygoteLostError:
-            child = await self._zygote.leave(TASK, arguments, opened.descriptors)
+            child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
         try:
             channel = _Channel.connect(opened.files)
         except OSError:

@@ -118,6 +118,8 @@ async def test_a_dead_zygote_is_replaced_and_its_children_go_on(zygote: Zygote, 
     first = zygote.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
+    while is_alive(first):
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     assert is_alive(child)
     result = await zygote.run(f"{TASK}:pid", {}, timeout=5)

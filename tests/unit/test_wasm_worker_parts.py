@@ -1,0 +1,66 @@
+"""What a worker is made of, as far as it needs none: what its zygote loads, how it waits, what a module exports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from cri_shim.adapters.log_pump import LogFile, LogPump
+from cri_shim.wire.crilog import Stream
+from handlers.wasmtime.exports import functions
+from handlers.wasmtime.stopping import Stopping
+
+TOO_MUCH = {"asyncio", "google.protobuf", "random", "wasmtime.component", "structlog", "subprocess"}
+
+
+def test_the_zygote_of_modules_loads_nothing_that_no_module_needs() -> None:
+    """Each worker has in memory of its own what it touches of it, and more lies in between."""
+    script = "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); import handlers.wasmtime.worker; "
+    script += "print(json.dumps(list(sys.modules)))"
+    command = [sys.executable, "-I", "-S", "-c", script, json.dumps(sys.path)]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert TOO_MUCH & set(json.loads(done.stdout)) == set()
+
+
+def test_stopping_ends_a_wait_and_every_later_one() -> None:
+    stopping = Stopping()
+    assert not stopping.wait(0.001)
+    threading.Timer(0.05, stopping.set).start()
+    begin = time.monotonic()
+    assert stopping.wait(60)
+    assert time.monotonic() - begin < 30
+    stopping.set()
+    assert stopping.is_set
+    assert stopping.wait(60)
+
+
+def test_functions_and_their_parameters() -> None:
+    text = """(module (memory (export "memory") 1) (global (export "g") i32 (i32.const 1))
+      (func (export "_start")) (func (export "two") (param i32 i64)) (func (export "ünï")) (func $not))"""
+    module = wasmtime.Module(wasmtime.Engine(), text)
+    assert functions(module) == {"_start": 0, "two": 2, "ünï": 0}
+    assert functions(wasmtime.Module(wasmtime.Engine(), "(module)")) == {}
+
+
+@pytest.mark.timeout(30)
+def test_a_pump_without_a_thread_is_turned_by_its_owner(tmp_path: Path) -> None:
+    pump, ended = LogPump(threaded=False), []
+    threads = threading.active_count()
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pump.attach(LogFile(str(tmp_path / "log")), {Stream.STDOUT: read}, lambda: ended.append(True))
+    assert threading.active_count() == threads
+    os.write(write, b"a line\n")
+    pump.turn(pump.start())
+    assert (tmp_path / "log").read_text().endswith(" stdout F a line\n")
+    os.close(write)
+    pump.turn(pump.start())
+    assert ended == [True]
+    pump.close()
