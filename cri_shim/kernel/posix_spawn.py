@@ -14,7 +14,6 @@ import ctypes
 import fcntl
 import os
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
 from errno import EINVAL, ENOENT, ENOSYS
 from pathlib import Path
@@ -28,10 +27,10 @@ _SETSIGDEF: Final = 0x04
 
 _STRUCTURE_BYTES: Final = 512
 """More than `posix_spawnattr_t` (336) or `posix_spawn_file_actions_t` (80) take in glibc and in musl."""
-_SIGNAL_SET_BYTES: Final = 128
+_ALL_SIGNALS: Final = b"\xff" * 8 + bytes(120)
+"""A `sigset_t`."""
 
 _Structure = ctypes.c_char * _STRUCTURE_BYTES
-_SignalSet = ctypes.c_char * _SIGNAL_SET_BYTES
 _libc = ctypes.CDLL(None)
 
 
@@ -104,12 +103,9 @@ class _Vector:
 
 
 def _set(attributes: ctypes.Array[ctypes.c_char]) -> None:
-    """A process group of its own, and the signals that Python ignores as every other program expects them."""
-    defaults = _SignalSet()
-    _libc.sigemptyset(defaults)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        _libc.sigaddset(defaults, number)
-    _must(_libc.posix_spawnattr_setsigdefault(attributes, defaults))
+    """A process group of its own, and no signal ignored: neither those of Python nor what glibc has for itself."""
+    # Not by sigfillset(3), which leaves those of glibc out: posix_spawn would have them ignored (32 and 33).
+    _must(_libc.posix_spawnattr_setsigdefault(attributes, _ALL_SIGNALS))
     _must(_libc.posix_spawnattr_setpgroup(attributes, 0))
     _must(_libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETPGROUP | _SETSIGDEF)))
 
