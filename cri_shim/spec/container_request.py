@@ -52,12 +52,22 @@ def check(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
     if options.pid == pb.TARGET and not options.target_id:
         msg = "linux.security_context.namespace_options.target_id is empty, but pid is TARGET"
         raise InvalidArgument(msg)
+    _check_shared(options, pod.linux.security_context.namespace_options)
     resources.check(config.linux.resources)
     for mount in config.mounts:
         _check_mount(mount)
     for device in config.devices:
         check_path("devices: host_path", device.host_path)
         check_path("devices: container_path", device.container_path or device.host_path)
+
+
+def _check_shared(own: pb.NamespaceOption, of_pod: pb.NamespaceOption) -> None:
+    """POD is also what a request has that says nothing."""
+    for field, asked, shared in (("network", own.network, of_pod.network), ("ipc", own.ipc, of_pod.ipc)):
+        if asked not in {pb.NamespaceMode.POD, shared}:
+            modes = f"{pb.NamespaceMode.Name(asked)}, but the pod sandbox has {pb.NamespaceMode.Name(shared)}"
+            msg = f"linux.security_context.namespace_options.{field}: {modes}"
+            raise InvalidArgument(msg, hint="the containers of a pod share it: say the same, or leave it out")
 
 
 def log_path(log_directory: str, relative: str) -> str:

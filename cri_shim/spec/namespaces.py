@@ -1,7 +1,6 @@
 """Which namespaces a container joins, gets for itself, or leaves with the host, and the ids of a user namespace.
 
-Not what makes and pins the pod's. Invariant: a container is in the user, network, IPC and UTS namespace of its pod,
-whatever it asks for.
+Not what makes and pins the pod's. Invariant: a container is in the user, network, IPC and UTS namespace of its pod.
 """
 
 from __future__ import annotations

@@ -206,6 +206,18 @@ CONTAINER_REQUESTS = [
     ("apparmor", "linux { security_context { apparmor_profile: 'localhost/x' } }", UNMET, "apparmor"),
     ("selinux", "linux { security_context { selinux_options { level: 's0' } } }", UNMET, "selinux_options"),
     (
+        "network unlike the pod's",
+        "linux { security_context { namespace_options { network: CONTAINER pid: CONTAINER } } }",
+        INVALID,
+        "namespace_options.network: CONTAINER, but the pod sandbox has NODE",
+    ),
+    (
+        "ipc unlike the pod's",
+        "linux { security_context { namespace_options { ipc: CONTAINER pid: CONTAINER } } }",
+        INVALID,
+        "namespace_options.ipc: CONTAINER, but the pod sandbox has POD",
+    ),
+    (
         "shared pid namespace that is not there",
         "linux { security_context { namespace_options { pid: POD } } }",
         INVALID,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.container_request import passed_annotations, with_directories, without_taken
+from cri_shim.spec.container_request import check, passed_annotations, with_directories, without_taken
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS, Decision, HandlerRules
 
 POD = pb.PodSandboxConfig(annotations={"io.katacontainers.a": "pod", "both": "pod", "listen": "x", "other": "pod"})
@@ -55,3 +56,19 @@ def test_volumes_of_an_image_come_before_the_mounts_of_the_request() -> None:
     volume = pb.Mount(container_path="/v", host_path="/volumes/0", selinux_relabel=True)
     assert list(extended.mounts) == [volume, *config.mounts]
     assert len(config.mounts) == 1
+
+
+@pytest.mark.parametrize("field", ["network", "ipc"])
+@pytest.mark.parametrize("of_pod", [pb.NamespaceMode.POD, pb.NamespaceMode.NODE])
+@pytest.mark.parametrize("own", pb.NamespaceMode.values())
+def test_network_and_ipc_are_those_of_the_pod(
+    field: str, of_pod: pb.NamespaceMode.ValueType, own: pb.NamespaceMode.ValueType
+) -> None:
+    config, pod = pb.ContainerConfig(), pb.PodSandboxConfig()
+    setattr(config.linux.security_context.namespace_options, field, own)
+    setattr(pod.linux.security_context.namespace_options, field, of_pod)
+    if own in {pb.NamespaceMode.POD, of_pod}:
+        check(config, pod)
+    else:
+        with pytest.raises(InvalidArgument, match=f"{field}: {pb.NamespaceMode.Name(own)}, but the pod sandbox has"):
+            check(config, pod)

@@ -118,7 +118,7 @@ OF_THE_PROCESS_PLAN = {
 }
 # The flow has put the files at a host path.
 OF_THE_VOLUMES = {"mounts.image", "mounts.image_sub_path", "mounts.selinux_relabel"}
-# The containers of a pod share these with it, whatever they ask for.
+# The containers of a pod share these with it; a request that says something else has been refused before.
 OF_THE_POD = {f"linux.security_context.namespace_options.{name}" for name in ("network", "ipc")}
 SAMPLES: dict[str, object] = {
     "mounts.container_path": "/target",
