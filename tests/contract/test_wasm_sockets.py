@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -22,7 +23,7 @@ import pytest
 from cri_shim.kernel import namespaces
 from cri_shim.model.container import User
 from cri_shim.model.errors import FailedPrecondition
-from cri_shim.model.handler import ContainerPlan
+from cri_shim.model.handler import ContainerPlan, ExecRequest
 from tests.contract.wasm_bench import WasmBench, mount, worker_bench
 from tests.support import components, leftovers, rust_guests, wasm
 
@@ -31,8 +32,8 @@ pytestmark = pytest.mark.root
 _T = TypeVar("_T")
 
 ACCESS_DENIED = 101
+ADDRESS_IN_USE = 112
 CONNECTION_REFUSED = 114
-NAME_UNRESOLVABLE = 118
 TEMPORARY_FAILURE = 119
 
 
@@ -266,6 +267,35 @@ async def test_the_trap_of_a_component_on_our_host_is_told(bench: WasmBench, pod
     )
     assert (await bench.finish(plan)).code == 134
     assert any("unknown handle index 9" in line for line in bench.text(plan))
+
+
+async def test_exec_is_another_instance_in_the_same_network(bench: WasmBench, pod: Pod) -> None:
+    plan = await bench.begin(pod.plan(components.echo_server("127.0.0.1", 8080)))
+    await bench.said(plan, "listening")
+    read, write = os.pipe()
+    session = await bench.handler.exec(plan.id, ExecRequest(("module.wasm",), None, write, write))
+    os.close(write)
+    assert await session.wait() == ADDRESS_IN_USE
+    os.close(read)
+
+
+async def test_the_next_daemon_finds_it_serving(bench: WasmBench, pod: Pod) -> None:
+    plan = await bench.begin(pod.plan(components.echo_server("127.0.0.1", 8080)))
+    await bench.said(plan, "listening")
+    with await pod.connected("127.0.0.1", 8080) as connection:
+        await bench.restart()
+        assert await bench.handler.adopt(bench.record(plan, started_at=5), plan) is None
+        assert await asyncio.to_thread(echoed, connection, b"still there") == b"still there"
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
+
+
+async def test_it_is_stopped_while_it_computes(bench: WasmBench, pod: Pod) -> None:
+    body = "(call $say (i32.const 96) (i32.const 10)) (loop $forever (br $forever)) unreachable"
+    plan = await bench.begin(pod.plan(components.program(body)))
+    await bench.said(plan, "listening")
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
 
 
 @pytest.mark.skipif(
