@@ -49,7 +49,17 @@ OPEN_TREE_CLONE: Final = 1
 AT_RECURSIVE: Final = 0x8000
 AT_EMPTY_PATH: Final = 0x1000
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_ATIME: Final = 0x70
+"""All bits of the one choice that the next three are of."""
+MOUNT_ATTR_RELATIME: Final = 0
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
 MOUNT_ATTR_IDMAP: Final = 0x100000
 FSOPEN_CLOEXEC: Final = 1
 FSMOUNT_CLOEXEC: Final = 1
@@ -203,19 +213,29 @@ def open_tree(path: str | os.PathLike[str], flags: int) -> int:
     return fd
 
 
-def move_mount(fd: int, target: str | os.PathLike[str]) -> None:
-    """Attach the detached mount `fd` at `target`."""
-    flags = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
-    if _raw(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, _encode(target), flags) != 0:
-        raise oserror("move_mount", target)
+def move_mount(fd: int, target: str | os.PathLike[str] | int) -> None:
+    """Attach the detached mount `fd` at `target`, a path or a descriptor."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (MOVE_MOUNT_T_EMPTY_PATH if isinstance(target, int) else 0)
+    place, path = (target, b"") if isinstance(target, int) else (_AT_FDCWD, _encode(target))
+    if _raw(_SYS_MOVE_MOUNT, fd, b"", place, path, ctypes.c_uint(flags)) != 0:
+        raise oserror("move_mount", None if isinstance(target, int) else target)
 
 
-def mount_setattr(fd: int, *, set_attributes: int, recursive: bool, user_namespace: int = 0) -> None:
-    """Add attributes to the mount `fd`, and to those below it when `recursive`.
+def mount_setattr(
+    fd: int,
+    *,
+    set_attributes: int,
+    recursive: bool,
+    clear_attributes: int = 0,
+    propagation: int = 0,
+    user_namespace: int = 0,
+) -> None:
+    """Change the mount `fd`, and those below it when `recursive`: attributes go, attributes come.
 
-    `user_namespace` is a descriptor of the one that MOUNT_ATTR_IDMAP maps by.
+    `propagation` is one of MS_SHARED, MS_SLAVE, MS_PRIVATE, or 0 for no change. `user_namespace` is a descriptor
+    of the one that MOUNT_ATTR_IDMAP maps by.
     """
-    attr = _MountAttr(set_attributes, 0, 0, user_namespace)
+    attr = _MountAttr(set_attributes, clear_attributes, propagation, user_namespace)
     flags = ctypes.c_uint(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0))
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     if _raw(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), size) != 0:

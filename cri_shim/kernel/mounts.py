@@ -58,6 +58,37 @@ def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool 
         os.close(tree)
 
 
+_OPTIONS: Final = {
+    "nosuid": (libc.MOUNT_ATTR_NOSUID, 0),
+    "nodev": (libc.MOUNT_ATTR_NODEV, 0),
+    "noexec": (libc.MOUNT_ATTR_NOEXEC, 0),
+    "nodiratime": (libc.MOUNT_ATTR_NODIRATIME, 0),
+    "noatime": (libc.MOUNT_ATTR_NOATIME, libc.MOUNT_ATTR_ATIME),
+    "relatime": (libc.MOUNT_ATTR_RELATIME, libc.MOUNT_ATTR_ATIME),
+    "strictatime": (libc.MOUNT_ATTR_STRICTATIME, libc.MOUNT_ATTR_ATIME),
+}
+"""Attributes to set, and to clear before that."""
+
+
+def view(source: Path, target: Path | int, *, readonly: bool = False, options: Sequence[str] = ()) -> None:
+    """Show at `target`, a path or a descriptor, what is at `source`, with the mounts below it, now and later.
+
+    What is mounted or unmounted in the view does not reach the source. `readonly` holds at every depth, the `options`
+    (as of mount(8), `_OPTIONS`) for the mount itself. All is in force before it appears.
+    """
+    tree = libc.open_tree(source, libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE)
+    try:
+        everywhere = libc.MOUNT_ATTR_RDONLY if readonly else 0
+        libc.mount_setattr(tree, set_attributes=everywhere, propagation=libc.MS_SLAVE, recursive=True)
+        come, go = 0, 0
+        for option in options:
+            come, go = come | _OPTIONS[option][0], go | _OPTIONS[option][1]
+        libc.mount_setattr(tree, set_attributes=come, clear_attributes=go, recursive=False)
+        libc.move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
 def tmpfs(target: Path, *, size: int, mode: int, uid: int = 0, gid: int = 0, label: str = "") -> None:
     """Mount a tmpfs of `size` bytes; nothing in it is executed, is a device or gains rights. `label` is SELinux's."""
     flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC

@@ -101,7 +101,7 @@ def _asked(mount: pb.Mount, found: ContainerFacts, pod: PodContext) -> Json:
     access = "rw"
     if mount.readonly:
         access = "rro" if mount.recursive_read_only else "ro"
-    options = dict.fromkeys((*source.restrictions, *_mount_options(mount)))
+    options = dict.fromkeys((*source.restrictions, *mount_options(mount)))
     made = bind(source.path, target, ("rbind", _PROPAGATION_OPTION[mount.propagation], *options, access))
     return {**made, **_id_mappings(mount, pod)}
 
@@ -122,8 +122,8 @@ def _id_mappings(mount: pb.Mount, pod: PodContext) -> Json:
     return {}
 
 
-def _mount_options(mount: pb.Mount) -> Sequence[str]:
-    """The request's further options of the mount. As with `readonly`, mounts below it keep their own."""
+def mount_options(mount: pb.Mount) -> Sequence[str]:
+    """The request's further options of the mount. As with `readonly`, those below keep their own. InvalidArgument."""
     for option in mount.mount_options:
         if option not in _MOUNT_OPTIONS:
             msg = f"mounts: mount_options {option[:_SHOWN]!r} of {mount.container_path} is not supported"

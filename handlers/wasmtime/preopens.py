@@ -1,9 +1,10 @@
 """The directories that a guest sees, from the root file system and the mounts of its container.
 
 A directory is opened where it lies. WASI opens directories only, so a mount of a single file is bound into one: into a
-view of the root file system, or into a directory that holds nothing else. The pod's own files, which nobody changes,
-cost no mount: they are copied into the root file system, or linked into such a directory. All of it blocks: call it in
-a thread. Invariant: every mount made here is below `work`, so that `dismantle` needs to know nothing else.
+view of the root file system or of the mount that it is in, or into a directory that holds nothing else. The pod's own
+files, which nobody changes, cost no mount: they are copied into the root file system, or linked into such a directory.
+All of it blocks: call it in a thread. Invariant: every mount made here is below `work`, so that `dismantle` needs to
+know nothing else.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class _Mount:
     readonly: bool
     host_backed: bool
     """Not of an image volume: what an image brings is everybody's."""
+    options: tuple[str, ...] = ()
+    """Of mount(8), which have been looked at."""
 
 
 def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preopen, ...]:
@@ -37,7 +40,8 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
     directories: dict[str, _Mount] = {}
     files: dict[str, _Mount] = {}
     for mount in plan.config.mounts:
-        target, found = _target(mount), _Mount(Path(mount.host_path), mount.readonly, not mount.HasField("image"))
+        target, source = _target(mount), Path(mount.host_path)
+        found = _Mount(source, mount.readonly, not mount.HasField("image"), tuple(mount.mount_options))
         mode = _mode(found.source)
         if stat.S_ISDIR(mode):
             directories[target] = found
@@ -46,11 +50,12 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
         else:
             msg = f"mounts: host_path {mount.host_path} of {target} is neither a directory nor a file"
             raise InvalidArgument(msg, hint="a Wasm module cannot use sockets, FIFOs or devices")
-    _refuse_nested(directories, files)
     of_pod = _pod_files(plan.pod, (*directories, *files))
-    preopens = [
-        Preopen(str(mount.source), target, mount.readonly, mount.host_backed) for target, mount in directories.items()
-    ]
+    inside = {file: directory for file in files if (directory := _around(file, directories))}
+    preopens = []
+    for number, (target, found) in enumerate(directories.items()):
+        inner = {file: files.pop(file) for file, directory in inside.items() if directory == target}
+        preopens.append(_preopen(target, found, inner, work / "views" / str(number), may_mount=may_mount))
     if plan.rootfs is not None:
         for target, source in of_pod.items():
             _copy_into(plan.rootfs, target, source)
@@ -68,6 +73,9 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
 def dismantle(work: Path) -> None:
     """Undo `arrange`, done in part or by an earlier daemon. Gone is success."""
     if work.exists():
+        # Whole, before anything in it by its path: others can rename what is in a volume.
+        for view in (work / "root", *(work / "views").glob("*")):
+            mounts.unmount_all(view)
         mounts.unmount_tree(work.resolve())
         fs.remove_tree(work)
 
@@ -92,12 +100,39 @@ def _mode(source: Path) -> int:
         raise FailedPrecondition(msg) from error
 
 
-def _refuse_nested(directories: Mapping[str, _Mount], files: Mapping[str, _Mount]) -> None:
-    for target in files:
-        for directory in directories:
-            if target.startswith(f"{directory}/"):
-                msg = f"mounts: {target}: a file inside the mount {directory} cannot be mounted for a Wasm container"
-                raise InvalidArgument(msg)
+def _around(file: str, directories: Collection[str]) -> str:
+    """The innermost mount that a file is to be in; empty for none."""
+    return max((directory for directory in directories if file.startswith(f"{directory}/")), key=len, default="")
+
+
+def _preopen(target: str, mount: _Mount, files: Mapping[str, _Mount], view: Path, *, may_mount: bool) -> Preopen:
+    """A directory as it lies, or a view of it with its options, and the files bound into it."""
+    if not files and not mount.options:
+        return Preopen(str(mount.source), target, mount.readonly, mount.host_backed)
+    if not may_mount:
+        what = "a file inside it" if files else "mount_options"
+        msg = f"mounts: {what} of {target}: only a daemon with root can mount that"
+        raise FailedPrecondition(msg)
+    view.mkdir(parents=True)
+    mounts.view(mount.source, view, readonly=mount.readonly, options=mount.options)
+    for file, found in files.items():
+        _bind_inside(view, target, file, found)
+    writable_file = any(not file.readonly for file in files.values())
+    host_backed = mount.host_backed or any(file.host_backed for file in files.values())
+    return Preopen(str(view), target, mount.readonly and not writable_file, host_backed)
+
+
+def _bind_inside(view: Path, target: str, file: str, found: _Mount) -> None:
+    """By a descriptor: others can change what is in a volume meanwhile."""
+    try:
+        handle = _file(view, file.removeprefix(target))
+    except OSError as error:
+        msg = f"mounts: {file} in the mount {target}: no file can be made there to mount it on: {error.strerror}"
+        raise FailedPrecondition(msg) from error
+    try:
+        mounts.view(found.source, handle, readonly=found.readonly, options=found.options)
+    finally:
+        os.close(handle)
 
 
 def _pod_files(pod: PodContext, taken: Collection[str]) -> dict[str, Path]:
@@ -129,28 +164,35 @@ def _view(rootfs: Path, view: Path, files: Mapping[str, _Mount], *, readonly: bo
     view.mkdir(parents=True)
     mounts.bind(rootfs, view, readonly=readonly)
     for place, mount in places.items():
-        mounts.bind(mount.source, view / place, readonly=mount.readonly)
+        mounts.view(mount.source, view / place, readonly=mount.readonly, options=mount.options)
     return view
 
 
 def _mount_point(rootfs: Path, target: str) -> Path:
     """The file that `target` means inside `rootfs`, made when missing; relative to it, free of symlinks."""
+    handle = _file(rootfs, target)
     try:
-        handle = fs.open_in_root(rootfs, target, os.O_PATH)
+        return Path(f"/proc/thread-self/fd/{handle}").readlink().relative_to(rootfs.resolve())
+    finally:
+        os.close(handle)
+
+
+def _file(root: Path, target: str) -> int:
+    """A descriptor of the file that `target` means inside `root`, made when missing."""
+    try:
+        handle = fs.open_in_root(root, target, os.O_PATH)
     except FileNotFoundError:
-        parent = _directory(rootfs, posixpath.dirname(target))
+        parent = _directory(root, posixpath.dirname(target))
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             handle = os.open(posixpath.basename(target), flags, 0o644, dir_fd=parent)
         finally:
             os.close(parent)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            msg = f"mounts: {target} in the image is not a file, but what is mounted there is one"
-            raise InvalidArgument(msg)
-        return Path(f"/proc/thread-self/fd/{handle}").readlink().relative_to(rootfs.resolve())
-    finally:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
+        msg = f"mounts: {target} is not a file where it is to be mounted, but what is mounted there is one"
+        raise InvalidArgument(msg)
+    return handle
 
 
 def _directory(rootfs: Path, path: str) -> int:
@@ -195,7 +237,7 @@ def _bind_files(place: Path, files: Mapping[str, _Mount]) -> None:
         (place / name).touch()
     mounts.bind(place, place, readonly=True)
     for name, mount in files.items():
-        mounts.bind(mount.source, place / name, readonly=mount.readonly)
+        mounts.view(mount.source, place / name, readonly=mount.readonly, options=mount.options)
 
 
 def _copy_files(place: Path, files: Mapping[str, _Mount]) -> None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from cri_shim.model.capabilities import DEFAULT_CAPABILITIES
-from cri_shim.model.errors import CriShimError, InvalidArgument, Unimplemented
+from cri_shim.model.errors import CriShimError, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.apparmor import asked_profile
+from cri_shim.spec.mounts import mount_options
 from cri_shim.spec.security import seccomp_profile, wanted_capabilities
 
 _SECURITY: Final = "linux.security_context"
@@ -111,7 +112,6 @@ class _MountRule:
 
 
 _MOUNT_RULES: Final = (
-    _MountRule("mount_options", lambda m: bool(m.mount_options), f"{_NOT_YET}", Unimplemented),
     _MountRule("uidMappings", lambda m: bool(m.uidMappings), "a Wasm container has no idmapped mounts"),
     _MountRule("gidMappings", lambda m: bool(m.gidMappings), "a Wasm container has no idmapped mounts"),
     _MountRule(
@@ -145,6 +145,7 @@ def refuse(plan: ContainerPlan) -> None:
             msg = f"{rule.field}: {rule.why}"
             raise rule.error(msg)
     for mount in plan.config.mounts:
+        mount_options(mount)
         for mount_rule in _MOUNT_RULES:
             if mount_rule.breaks(mount):
                 msg = f"mounts: {mount_rule.field} of {mount.container_path}: {mount_rule.why}"

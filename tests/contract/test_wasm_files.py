@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from cri_shim.kernel import mounts
-from cri_shim.model.errors import CriShimError, NotFound
+from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, NotFound
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
 from tests.contract.wasm_bench import ALL_CAPABILITIES, WasmBench, mount, secured, wasm_bench
@@ -289,3 +289,65 @@ async def test_a_file_mount_over_an_image(
     for plan in (app, other):
         await bench.handler.delete(plan.id, "")  # by id alone, by a daemon that knows nothing
     assert not [entry for entry in mounts.mountinfo() if entry.target.is_relative_to(bench.layout.state)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("readonly", [False, True])
+async def test_a_file_inside_another_mount(mounting_bench: WasmBench, tmp_path: Path, readonly: bool) -> None:
+    bench = mounting_bench
+    volume, outside = tmp_path / "volume", tmp_path / "outside"
+    (volume / "sub").mkdir(parents=True)
+    outside.mkdir()
+    (volume / "sub" / "settings").write_text("of the volume\n")
+    (volume / "other").symlink_to(outside)
+    (tmp_path / "settings").write_text("of the file\n")
+    (tmp_path / "log").touch()
+    mounted = [
+        mount(tmp_path / "settings", "/data/sub/settings", readonly=True),
+        mount(volume, "/data", readonly=readonly),
+    ]
+    plan = bench.artifact(wasm.prints_file(3, "sub/settings"), mounts=mounted)
+    assert (await bench.finish(plan)).code == 0
+    assert bench.text(plan) == ["of the file"]
+    assert (volume / "sub" / "settings").read_text() == "of the volume\n"
+    plan = bench.artifact(wasm.writes_file(3, "made", "x"), mounts=mounted)
+    assert ((await bench.finish(plan)).code == 0) is not readonly
+    # One that is not there is made, as by runc; not through a link that leads out, and not in a read-only mount.
+    for place, possible in (("/data/new/log", not readonly), ("/data/other/log", False)):
+        plan = bench.artifact(
+            wasm.writes_file(3, place.removeprefix("/data/"), "bye"),
+            mounts=[mount(volume, "/data", readonly=readonly), mount(tmp_path / "log", place)],
+        )
+        if possible:
+            assert (await bench.finish(plan)).code == 0
+            assert (tmp_path / "log").read_text() == "bye"
+        else:
+            with pytest.raises(FailedPrecondition, match="no file can be made there"):
+                await bench.handler.create(plan)
+    assert list(outside.iterdir()) == []
+    await bench.restart()
+    for plan in bench.plans:
+        await bench.handler.delete(plan.id, "")
+    assert not [entry for entry in mounts.mountinfo() if entry.target.is_relative_to(bench.layout.state)]
+    assert not [entry for entry in mounts.mountinfo() if entry.target.is_relative_to(volume)]
+    assert (volume / "sub" / "settings").read_text() == "of the volume\n"
+
+
+@pytest.mark.root
+async def test_mount_options_are_those_of_the_mount(mounting_bench: WasmBench, tmp_path: Path) -> None:
+    bench = mounting_bench
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "file").write_text("content\n")
+    asked = mount(volume, "/data")
+    asked.mount_options.extend(["nodev", "noexec", "nosuid", "noatime", "nodiratime"])
+    plan = bench.artifact(wasm.prints_file(3, "file"), mounts=[asked])
+    await bench.handler.create(plan)
+    (found,) = (entry for entry in mounts.mountinfo() if entry.target.is_relative_to(bench.layout.state))
+    assert {"nodev", "noexec", "nosuid", "noatime", "nodiratime"} <= set(found.options)
+    await bench.handler.start(plan.id)
+    await bench.end_of(plan)
+    assert bench.text(plan) == ["content"]
+    asked.mount_options.append("suid")
+    with pytest.raises(InvalidArgument, match="mount_options 'suid' of /data is not supported"):
+        await bench.handler.create(bench.artifact(wasm.HELLO, mounts=[asked]))

@@ -231,3 +231,27 @@ def test_mount_table_is_that_of_the_calling_thread(work: Path) -> None:
 
     assert work not in [entry.target for entry in threads.call_in_new_thread(inside)]
     assert mounts.is_mount_point(work)
+
+
+def test_what_is_mounted_in_a_view_stays_there(work: Path) -> None:
+    source, target = directory(work / "source", file="x"), directory(work / "target")
+    mounts.make_shared(work)
+    mounts.make_shared(source)
+    mounts.tmpfs(directory(source / "below"), size=1 << 20, mode=0o755)
+    (source / "below" / "file").touch()
+    mounts.view(source, target, readonly=True, options=("noexec", "noatime"))
+    assert {"ro", "noexec", "noatime"} <= set(entry_at(target).options)
+    for place in (target, target / "below"):
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "new").touch()
+    other = work / "other"
+    other.write_text("y")
+    handle = os.open(target / "file", os.O_PATH)
+    mounts.view(other, handle)
+    os.close(handle)
+    assert [(target / "file").read_text(), (source / "file").read_text()] == ["y", "x"]
+    mounts.tmpfs(directory(source / "later"), size=1 << 20, mode=0o755)
+    assert entry_at(target / "later").fstype == "tmpfs"
+    mounts.unmount_all(target)
+    assert (source / "below" / "file").exists()
+    assert not [entry for entry in mounts.mountinfo() if entry.target.is_relative_to(target)]
