@@ -109,7 +109,7 @@ class ModuleCache:
             result = await self._zygote.run(_TASK, arguments, (fd,), timeout=_TIMEOUT)
         except TaskError as error:
             if error.type == "WasmtimeError":
-                msg = f"the module cannot be compiled: {' '.join(error.text.split())}"
+                msg = f"the module cannot be compiled: {' '.join(error.text.split()).replace(' Caused by:', ':')}"
                 raise self._refuse(entry, partial(InvalidArgument, msg)) from None
             if error.errno in NO_SPACE:
                 raise disk_full(target.parent) from None

@@ -6,6 +6,7 @@ never from an exception, which may be another guest's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,10 @@ _INITIALIZE: Final = "_initialize"
 _PAGE: Final = 64 * 1024
 _ABOVE_LIMIT: Final = "exceeds memory limits"
 """The engine's words when a module asks for more memory from the start than the store's limit."""
+_SHOWN: Final = 20
+"""Names that an error lists."""
+_WASMEDGE_SOCKETS: Final = ("sock_open", "sock_bind", "sock_listen", "sock_connect", "sock_getaddrinfo")
+"""Of the functions that WasmEdge has in `wasi_snapshot_preview1` besides those of WASI (wasmedge_wasi_socket)."""
 _TABLES: Final = 4
 _TABLE_ELEMENTS: Final = 10_000_000
 _FEW_ELEMENTS: Final = 10_000
@@ -47,7 +52,7 @@ def link_module(guest: Guest, resources: ExitStack) -> Linked:
         instance = linker.instantiate_pre(module)  # here too where it is linked anew: it says what is missing
     except wasmtime.WasmtimeError as error:
         msg = f"the module cannot be linked: {one_line(error)}"
-        raise FailedPrecondition(msg) from None
+        raise FailedPrecondition(msg, hint=_how_to_link(str(error))) from None
     is_library = _is_library(module, guest.spec.entry.function)
     instantiate: Instantiate = instance.instantiate
     if guest.spec.listen is not None:
@@ -63,11 +68,28 @@ def _is_library(module: wasmtime.Module, wanted: str) -> bool:
     exported = functions(module)
     if wanted not in exported:
         msg = f"the module exports no function {wanted!r}"
-        raise FailedPrecondition(msg, hint="command[0] may name another one, as in module.wasm#function")
+        raise FailedPrecondition(msg, hint=_what_to_call(exported))
     if exported[wanted]:
         msg = f"the module's function {wanted!r} takes parameters, which a container has none of"
         raise FailedPrecondition(msg)
     return wanted != DEFAULT_FUNCTION and _INITIALIZE in exported
+
+
+def _what_to_call(exported: Mapping[str, int]) -> str:
+    """What there is instead: functions without parameters."""
+    names = [name for name, parameters in exported.items() if not parameters]
+    there_are = f", which exports {', '.join(sorted(names)[:_SHOWN])}" if names else ""
+    return f"command[0] may name another one of the module{there_are}: module.wasm#FUNCTION"
+
+
+def _how_to_link(text: str) -> str:
+    """What an import that nobody has means: the toolchain was asked for another host."""
+    if any(f"::{name}`" in text for name in _WASMEDGE_SOCKETS):
+        return (
+            "sockets of that kind are WasmEdge's own: run it by crun with wasm: native, build a component,"
+            " or give it what it listens on by the annotation cri-shim.io/listen"
+        )
+    return "a core module gets wasi_snapshot_preview1 and nothing else: build it for wasm32-wasip1, Go for wasip1"
 
 
 def _set_limits(store: wasmtime.Store, spec: GuestSpec) -> None:

@@ -291,6 +291,10 @@ LIBRARY: Final = _guest(
 """No `_start`; `serve` works after `_initialize` only, `needs` takes a parameter."""
 
 UNKNOWN_IMPORT: Final = '(module (import "env" "launch" (func)) (func (export "_start")))'
+WASMEDGE_SOCKET: Final = (
+    '(module (import "wasi_snapshot_preview1" "sock_connect" (func (param i32 i32 i32) (result i32)))'
+    ' (func (export "_start")))'
+)
 STARTS_AT_ONCE: Final = (
     '(module (memory (export "memory") 1) (func $main unreachable) (start $main) (func (export "_start")))'
 )
