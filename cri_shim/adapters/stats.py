@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,7 +46,7 @@ class ContainerTarget:
 
     id: str
     cgroup: str
-    guest: Usage | None = None
+    guest: Callable[[], Usage] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class StatsReader:
         return [self._pod(target, networks.get(target.netns) if target.netns else None) for target in targets]
 
     def _container(self, target: ContainerTarget) -> Reading | None:
-        usage = target.guest if target.guest is not None else self._read(target.cgroup)
+        usage = target.guest() if target.guest is not None else self._read(target.cgroup)
         return None if usage is None else self._reading(target.id, usage)
 
     def _pod(self, target: PodTarget, network: Sequence[Interface] | None) -> tuple[PodReading, list[Reading | None]]:

@@ -7,6 +7,7 @@ made is left out.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,13 @@ from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.lookup import existing_container, existing_pod
 from cri_shim.model.container import ContainerRecord, ContainerState
 from cri_shim.model.errors import InvalidArgument, NotReady
+from cri_shim.model.handler import HandlerStats
 from cri_shim.model.ids import SHORT, ContainerId, PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.pod import PodRecord, PodState
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, pod_dir
-from cri_shim.spec.cgroup_stats import Reading, guest_usage
+from cri_shim.spec.cgroup_stats import Reading, Usage, guest_usage
 from cri_shim.spec.pod import host_network
 from cri_shim.spec.stats_messages import container_stats, pod_stats
 
@@ -179,7 +181,7 @@ class Stats:
         handler = self.handlers.live.get(record.handler)
         own = handler.stats(record.id) if handler is not None else None
         if own is not None:
-            return ContainerTarget(record.id, "", guest_usage(own.cpu_ns, own.memory, own.memory_limit))
+            return ContainerTarget(record.id, "", functools.partial(_guest_usage, own))
         if pod is None or pod.cgroup_parent is None or record.state is not ContainerState.RUNNING:
             return ContainerTarget(record.id, "")
         return ContainerTarget(record.id, cgroup_dir(pod.cgroup_parent, record.id, self.driver))
@@ -199,6 +201,10 @@ class Stats:
     def _miss_layers(self, containers: Iterable[_Container]) -> None:
         if any(each.runs and self.layers.latest(each.record.id) is None for each in containers):
             self.missed.set()
+
+
+def _guest_usage(own: HandlerStats) -> Usage:
+    return guest_usage(own.cpu_ns, own.memory, own.resident(), own.memory_limit)
 
 
 def _container(record: ContainerRecord) -> _Container:

@@ -39,6 +39,8 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 
 _CLOSE_RANGE_CLOEXEC: Final = 4
+_RESIDENT: Final = tuple(bytes((value,)) for value in range(1, 256, 2))
+"""What mincore says of a page that is there: the other bits are undefined."""
 
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -188,6 +190,19 @@ def capset(header: object, sets: object) -> None:
     """The system call of that name, for the calling thread; structures as in linux/capability.h."""
     if _libc.capset(header, sets) != 0:
         raise oserror("capset")
+
+
+def resident(address: int, size: int) -> int:
+    """How many bytes of a mapping of ours are in memory (mincore(2)); 0 for one that is not there any more."""
+    if not size:
+        return 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    first = address - address % page
+    pages = -(-(address + size - first) // page)
+    found = ctypes.create_string_buffer(pages)
+    if _libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(pages * page), found) != 0:
+        return 0
+    return min(size, sum(map(found.raw.count, _RESIDENT)) * page)
 
 
 def close_range_on_exec(first: int) -> None:

@@ -8,7 +8,7 @@ for a container that an earlier daemon made half of.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -148,6 +148,8 @@ class HandlerStats:
     memory: int
     memory_limit: int
     """0 = none."""
+    resident: Callable[[], int]
+    """Looks how much of the memory there is. Takes the longer the more; for a thread."""
 
 
 class ExecSession(Protocol):

@@ -147,10 +147,10 @@ def parse_v2(files: Mapping[str, str]) -> Usage:
     )
 
 
-def guest_usage(cpu_ns: int, memory: int, limit: int) -> Usage:
-    """Of a guest in the daemon's own process: all of its linear memory is anonymous, and none of it can be dropped."""
-    available = max(0, limit - memory)
-    return Usage(Cpu(cpu_ns), Memory(usage=memory, working_set=memory, available=available, rss=memory))
+def guest_usage(cpu_ns: int, memory: int, resident: int, limit: int) -> Usage:
+    """Of a guest in the daemon's own process: what is resident of its memory is anonymous, and cannot be dropped."""
+    available = max(0, limit - resident)
+    return Usage(Cpu(cpu_ns), Memory(usage=memory, working_set=resident, available=available, rss=resident))
 
 
 def combined(base: Usage, others: Iterable[Usage]) -> Usage:

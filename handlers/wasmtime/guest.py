@@ -34,6 +34,7 @@ from handlers.wasmtime.output import Output, Plain, Streams, Terminal
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.socket_calls import Calls
 from handlers.wasmtime.stopping import Stopping
+from handlers.wasmtime.turns import Turns
 
 _STACK: Final = 2 << 20
 """Bytes: the engine's limit for Wasm frames, and as much again for the calls into the host that they end in."""
@@ -87,6 +88,29 @@ class Waits(Protocol):
         ...
 
 
+class Weight(Protocol):
+    """What keeps the thread that calls from taking too much of the CPU."""
+
+    def enter(self) -> object:
+        """The guest is about to run."""
+        ...
+
+    def leave(self) -> None:
+        """It has ended."""
+        ...
+
+
+class _OwnProcess:
+    def enter(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+
+_OWN_PROCESS: Final = _OwnProcess()
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a guest uses of its surroundings."""
@@ -96,6 +120,8 @@ class Services:
     told: Told
     ready: Callable[[], None] = lambda: None
     """Called by the guest's thread when all that it needs is open, before its first instruction."""
+    weight: Weight | None = None
+    """None = the guest has its process for itself."""
     streams: Callable[[str], Streams] = Output
     """Opens the output, by the path of the log."""
     made: Callable[[], Made] = make
@@ -128,6 +154,7 @@ class Guest:
         self._told = services.told
         self._ready = services.ready
         self._streams = services.streams
+        self._weight = services.weight or _OWN_PROCESS
         self._allowance: Allowance | None = None
         self._pause_until = 0
         made = services.made()
@@ -146,6 +173,7 @@ class Guest:
         self.socket_calls: Calls | None = None
         self.waits: Waits | None = None
         self.meter = Meter()
+        self._turns = Turns(self.sleep)
         self.clock_base = 0
         self.limit_memory: Callable[[GuestSpec], None] = _no_memory
         self._memory_limit_changed = False
@@ -256,6 +284,10 @@ class Guest:
         """`HookedGuest`."""
         self.defect = f"internal error in a host function: {type(error).__name__}: {error}"
 
+    def called(self, *, useful: bool) -> bool:
+        """`HookedGuest`."""
+        return self._turns.called(useful=useful)
+
     def _run(self) -> None:
         with ExitStack() as resources:
             self.meter.begin()
@@ -264,9 +296,11 @@ class Guest:
             self._name_thread(threading.get_native_id())
             resources.callback(self._name_thread, 0)
             try:
-                _become_gentle(self.spec, self._id)
+                _name_myself(self._id)
                 linked = self._program(self, resources)
                 self._ready()
+                self._weight.enter()
+                _become_gentle(self.spec)
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
                 failure = self._start_error(error)
                 failure.__cause__ = failure.__context__ = None  # their frames hold the module until a collection
@@ -276,6 +310,7 @@ class Guest:
             if self.spec.cpu is not None:
                 self._limit_cpu(self.spec.cpu)
             ending = linked.execute()
+            self._weight.leave()  # what follows is the daemon's work, and others may wait for it
             if self.waits is not None:
                 self.waits.close_listeners()  # before the end is told, as the port is wanted again then
             self._exit = exit_from(ending, time.time_ns())
@@ -352,11 +387,14 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _become_gentle(spec: GuestSpec, container_id: ContainerId) -> None:
-    """Name the calling thread; in the daemon it gives way to the others. On Linux all of this is per thread."""
+def _name_myself(container_id: ContainerId) -> None:
     comm = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
     os.write(comm, f"wasm-{container_id[:10]}".encode())
     os.close(comm)
+
+
+def _become_gentle(spec: GuestSpec) -> None:
+    """The calling thread gives way to the others of the daemon. On Linux all of this is per thread."""
     if spec.worker is not None:
         return  # its cgroup says what it may take
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

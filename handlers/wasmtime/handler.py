@@ -106,7 +106,7 @@ class WasmtimeHandler:
         self._daemon_uid = daemon_uid
         self._may_mount = "SYS_ADMIN" in context.capabilities
         self._cache = ModuleCache(context.modules, context.zygote)
-        self._guests = Guests()
+        self._guests = Guests(context.cgroups.host)
         self._workers = Workers(context)
         self._containers: dict[ContainerId, _Container] = {}
         self._closing = False

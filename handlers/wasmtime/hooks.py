@@ -31,6 +31,8 @@ _MODULE: Final = b"wasi_snapshot_preview1"
 _MEMORY: Final = b"memory"
 _LONGEST_WAIT: Final = 3600.0
 """Seconds; a longer sleep is several waits."""
+_A_WAIT: Final = 0.001
+"""Seconds from which on a poll has not been for nothing."""
 
 
 class HookedGuest(Protocol):
@@ -59,6 +61,10 @@ class HookedGuest(Protocol):
         """A hook has a defect."""
         ...
 
+    def called(self, *, useful: bool) -> bool:
+        """A call is over: wait if there are too many useless ones; True when the guest is to stop."""
+        ...
+
 
 _guests: dict[int, HookedGuest] = {}
 _numbers = itertools.count(1)
@@ -68,14 +74,16 @@ class _Trapped(Exception):
     """The guest ends here."""
 
 
-def _proc_exit(guest: HookedGuest, caller: Any, values: Any) -> None:
+def _proc_exit(guest: HookedGuest, caller: Any, values: Any) -> bool:
     guest.leave(values[0].i32 & 0xFF)  # as of a process: exit(3) keeps the low byte
     raise _Trapped
 
 
-def _poll_oneoff(guest: HookedGuest, caller: Any, values: Any) -> None:
+def _poll_oneoff(guest: HookedGuest, caller: Any, values: Any) -> bool:
     subscriptions, events, count, stored = (values[index].i32 & 0xFFFFFFFF for index in range(4))
+    began = time.monotonic()
     values[0].i32 = _poll(guest, _Memory(caller), (subscriptions, events, count, stored))
+    return time.monotonic() - began > _A_WAIT
 
 
 def _poll(guest: HookedGuest, memory: _Memory, pointers: tuple[int, int, int, int]) -> int:
@@ -152,12 +160,16 @@ class _Memory:
 
 
 def _callback(hook: Any) -> Any:
-    """A C function that runs `hook` for the guest whose number is its data, and traps when that raises."""
+    """A C function that runs `hook` for the guest whose number is its data, and traps when that raises.
+
+    `hook` says whether it was good for anything, to the guest or to who it talks to.
+    """
 
     def call(number: int, caller: Any, values: Any, _count: int) -> int:
         guest = _guests[number]
         try:
-            hook(guest, caller, values)
+            if guest.called(useful=hook(guest, caller, values)):
+                return _trap()
         except (_Trapped, Stopped):
             return _trap()
         except Exception as error:  # noqa: BLE001  C cannot take it; the guest ends and says so
@@ -204,11 +216,13 @@ _HOOKS: Final = (
 
 
 def _socket_hook(name: str, count: int) -> Any:
-    def hook(guest: HookedGuest, caller: Any, values: Any) -> None:
+    def hook(guest: HookedGuest, caller: Any, values: Any) -> bool:
         if guest.socket_calls is None:
             raise _Trapped
         arguments = [values[index].i32 & 0xFFFFFFFF for index in range(count)]
+        before = guest.socket_calls.sockets.traffic
         values[0].i32 = function(guest.socket_calls, name)(_Memory(caller), *arguments)
+        return guest.socket_calls.sockets.traffic != before
 
     return _callback(hook)
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri_shim.adapters.cgroups import CgroupHost
 from cri_shim.adapters.log_pump import LogPump
+from cri_shim.adapters.thread_group import ThreadGroup
 from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.model.container import Exit
 from cri_shim.model.errors import CriShimError, FailedPrecondition
@@ -78,7 +80,7 @@ class GuestRun:
 
     def stats(self) -> HandlerStats:
         metered = self.guest.meter.read()
-        return HandlerStats(metered.cpu_ns, metered.memory, self.spec.memory_limit)
+        return HandlerStats(metered.cpu_ns, metered.memory, self.spec.memory_limit, self.guest.meter.resident)
 
     def info(self) -> Mapping[str, object]:
         output = self.guest.output
@@ -88,9 +90,10 @@ class GuestRun:
 class Guests:
     """Starts guests. The engine has been loaded before."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: CgroupHost) -> None:
         self._pump = LogPump()
         self._throttle = Throttle()
+        self._group = ThreadGroup(host)
 
     async def start(
         self, container_id: ContainerId, spec: GuestSpec, compiled: Path, ended: Callable[[Exit], None]
@@ -103,7 +106,8 @@ class Guests:
         if spec.cpu is not None:
             self._throttle.start()
         news = _News(asyncio.get_running_loop(), ended)
-        guest = Guest(container_id, spec, str(compiled), Services(self._pump, self._throttle, news), link_module)
+        services = Services(self._pump, self._throttle, news, weight=self._group)
+        guest = Guest(container_id, spec, str(compiled), services, link_module)
         guest.start()
         try:
             at = await news.start
@@ -116,6 +120,7 @@ class Guests:
         """End the threads that serve all guests. Blocks."""
         self._throttle.close()
         self._pump.close()
+        self._group.close()
 
 
 class _News:

@@ -5,11 +5,14 @@ Not for limits. Invariant: the engine's memory is touched only between `attach` 
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from dataclasses import dataclass
 
 import wasmtime
+
+from cri_shim.kernel import libc
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,15 @@ class Meter:
                 return self._last
             memory = self._memory[1].data_len(self._memory[0]) if self._memory is not None else 0
             return Metered(self._cpu(), memory)
+
+    def resident(self) -> int:
+        """Bytes of the memory that are there: most of it may never have been touched. Longer for much memory."""
+        with self._lock:
+            if self._memory is None:
+                return 0
+            store, memory = self._memory
+            address = ctypes.addressof(memory.data_ptr(store).contents)
+            return libc.resident(address, memory.data_len(store))
 
     def cpu_ns(self) -> int:
         """CPU time only."""

@@ -110,6 +110,8 @@ class Sockets:
         self._listeners = frozenset(self._entries)
         self._resting = resting
         self._next = FIRST_CONNECTION
+        self.traffic = 0
+        """Goes up with each connection, and with each call that moves bytes."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._lock = threading.Lock()
@@ -162,6 +164,7 @@ class Sockets:
         number = self._next
         self._next += 1
         self._entries[number] = _Entry(sock, bool(flags & NONBLOCK))
+        self.traffic += 1
         return number
 
     def receive(self, fd: int, buffers: Sequence[memoryview], *, peek: bool = False) -> int | Errno:
@@ -170,14 +173,21 @@ class Sockets:
         if entry is None:
             return Errno.BADF
         flags = socket.MSG_PEEK if peek else 0
-        return self._when_ready(entry, select.POLLIN, lambda: entry.sock.recvmsg_into(buffers, 0, flags)[0])
+        moved = self._when_ready(entry, select.POLLIN, lambda: entry.sock.recvmsg_into(buffers, 0, flags)[0])
+        return moved if peek else self._count(moved)
 
     def send(self, fd: int, buffers: Sequence[memoryview]) -> int | Errno:
         """Bytes that were taken."""
         entry = self._entries.get(fd)
         if entry is None:
             return Errno.BADF
-        return self._when_ready(entry, select.POLLOUT, lambda: entry.sock.sendmsg(buffers, (), socket.MSG_NOSIGNAL))
+        moved = self._when_ready(entry, select.POLLOUT, lambda: entry.sock.sendmsg(buffers, (), socket.MSG_NOSIGNAL))
+        return self._count(moved)
+
+    def _count(self, moved: int | Errno) -> int | Errno:
+        if moved and not isinstance(moved, Errno):
+            self.traffic += 1
+        return moved
 
     def shutdown(self, fd: int, how: int) -> Errno:
         """`how`: `sdflags`, bit 0 receive, bit 1 send."""

@@ -64,7 +64,7 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         _enter(spec, spec.worker, namespaces, arguments["empty"])
         streams = Terminal if spec.terminal else Output
         pump = LogPump(threaded=False)
-        services = Services(pump, Throttle(), worker, worker.shut_up, streams, _made_before)
+        services = Services(pump, Throttle(), worker, worker.shut_up, streams=streams, made=_made_before)
         guest = Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec))
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
@@ -102,7 +102,7 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     throttle = Throttle()
     if spec.cpu is not None:
         throttle.start()
-    services = Services(LogPump(), throttle, executed, executed.shut_up, lambda _: Plain(), _made_before)
+    services = Services(LogPump(), throttle, executed, executed.shut_up, streams=lambda _: Plain(), made=_made_before)
     Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec)).start()
     while True:
         signal.pause()

@@ -63,7 +63,7 @@ def test_what_is_gone_and_what_was_never_there(unified: CgroupHost) -> None:
 
 
 def test_a_pod_counts_guests_that_are_not_in_its_cgroup(unified: CgroupHost) -> None:
-    guest = ContainerTarget("g" * 64, "", guest_usage(500, 100, 0))
+    guest = ContainerTarget("g" * 64, "", lambda: guest_usage(500, 100, 100, 0))
     assert unified.unified is not None
     for name, text in {"cpu.stat": "usage_usec 3000\n", "memory.current": "9000\n", "memory.stat": "anon 1\n"}.items():
         (unified.unified / "pods" / "one" / name).write_text(text)

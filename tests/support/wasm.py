@@ -239,6 +239,13 @@ BAD_POLL: Final = _guest(
 )
 """Exits 0 when wrong arguments of poll_oneoff give errors."""
 
+ASKER: Final = _guest(
+    "poll_oneoff",
+    '(func (export "_start") (loop $again (drop (call $sleep (i64.const 0))) (br $again)))',
+    parts=_SLEEP,
+)
+"""Polls for no time at all, for ever: each call takes the interpreter from the daemon."""
+
 STDIN: Final = _guest(
     "fd_read proc_exit",
     """(func (export "_start")

@@ -163,15 +163,15 @@ def test_every_number_fits_whatever_stands_there(files: dict[str, str]) -> None:
 
 
 def test_of_a_guest() -> None:
-    assert guest_usage(5, 64, 100) == Usage(Cpu(5), Memory(usage=64, working_set=64, available=36, rss=64))
-    assert guest_usage(5, 64, 0).memory == Memory(usage=64, working_set=64, available=0, rss=64)
+    assert guest_usage(5, 64, 48, 100) == Usage(Cpu(5), Memory(usage=64, working_set=48, available=52, rss=48))
+    assert guest_usage(5, 64, 64, 0).memory == Memory(usage=64, working_set=64, available=0, rss=64)
 
 
 def test_a_pod_and_what_is_not_in_its_cgroup() -> None:
-    total = combined(parse_v2(V2), [guest_usage(7, 64, 100), guest_usage(3, 36, 0)])
+    total = combined(parse_v2(V2), [guest_usage(7, 64, 64, 100), guest_usage(3, 36, 36, 0)])
     assert total.cpu is not None
     assert total.cpu.usage_ns == 1_234_567_010
     assert total.memory == Memory((10 << 20) + 100, (8 << 20) + 100, 12 << 20, (6 << 20) + 100, 2000, 3, WAITED)
     assert combined(NOTHING, []) == NOTHING
-    assert combined(NOTHING, [guest_usage(7, 64, 100)]).memory == Memory(64, 64, 0, 64)
-    assert combined(Usage(), [guest_usage(7, 64, 0)]) == guest_usage(7, 64, 0)
+    assert combined(NOTHING, [guest_usage(7, 64, 64, 100)]).memory == Memory(64, 64, 0, 64)
+    assert combined(Usage(), [guest_usage(7, 64, 64, 0)]) == guest_usage(7, 64, 64, 0)

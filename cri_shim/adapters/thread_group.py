@@ -1,0 +1,130 @@
+"""A cgroup for threads of the daemon that must never take its CPU time: below its own, and less than one of it.
+
+Not for processes, and never below a pod's cgroup: there the kubelet kills every process that it finds, and on v1 a
+cgroup with one thread lists the whole daemon. On v2 it is a threaded cgroup (cgroup-v2.rst, "Threads"). Invariant:
+where none can be had, nothing fails; the threads' scheduling class and nice value are all there is then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from cri_shim.adapters.cgroups import CgroupHost, Version
+
+_NAME: Final = "cri-shim-threads"
+_MYSELF: Final = b"0"
+_TRIES: Final = 20
+_PAUSE: Final = 0.005
+_SHARES: Final = "256"
+_WEIGHT: Final = "25"
+"""Of all these threads together; 1024 shares, or a weight of 100, is what each thread of the daemon has."""
+
+
+class ThreadGroup:
+    """All methods block, and may be called from any thread."""
+
+    def __init__(self, host: CgroupHost) -> None:
+        self._host = host
+        self._lock = threading.Lock()
+        self._inside = self._outside = -1
+        self._failed = False
+
+    def enter(self) -> bool:
+        """Move the calling thread in, and what it starts from now on; whether it is in."""
+        for _ in range(2):
+            tasks = self._open()
+            if tasks < 0:
+                return False
+            try:
+                os.write(tasks, _MYSELF)
+            except OSError:  # another daemon beside this one has removed it
+                self._forget(tasks)
+                continue
+            return True
+        return False
+
+    def leave(self) -> None:
+        """Move the calling thread back."""
+        if self._outside >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._outside, _MYSELF)
+
+    def close(self) -> None:
+        """Remove it, unless another daemon uses it; also what a daemon that was killed has left."""
+        with self._lock, contextlib.suppress(OSError):
+            for fd in (self._inside, self._outside):
+                if fd >= 0:
+                    os.close(fd)
+            self._inside = self._outside = -1
+            own, tasks = self._own()
+            if (own / _NAME).exists():
+                _empty(own / _NAME / tasks, own / tasks)
+                _remove(own / _NAME)
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._inside < 0 and not self._failed:
+                try:
+                    self._make()
+                except OSError:
+                    self._failed = True
+            return self._inside
+
+    def _forget(self, tasks: int) -> None:
+        with self._lock:
+            if self._inside == tasks:
+                os.close(tasks)
+                self._inside = -1
+
+    def _own(self) -> tuple[Path, str]:
+        """The daemon's own cgroup, and the name of the file of its threads."""
+        root, version2 = self._host.controllers.get("cpu"), self._host.version is Version.V2
+        if root is None:
+            raise FileNotFoundError("cpu")
+        return root / _own_cgroup("" if version2 else "cpu"), "cgroup.threads" if version2 else "tasks"
+
+    def _make(self) -> None:
+        own, tasks = self._own()
+        place = own / _NAME
+        place.mkdir(exist_ok=True)
+        if self._host.version is Version.V2:
+            if (place / "cgroup.type").read_text().strip() != "threaded":
+                (place / "cgroup.type").write_text("threaded")
+            (own / "cgroup.subtree_control").write_text("+cpu")
+            (place / "cpu.weight").write_text(_WEIGHT)
+        else:
+            (place / "cpu.shares").write_text(_SHARES)
+        if self._outside < 0:
+            self._outside = os.open(own / tasks, os.O_WRONLY | os.O_CLOEXEC)
+        self._inside = os.open(place / tasks, os.O_WRONLY | os.O_CLOEXEC)
+
+
+def _empty(inside: Path, outside: Path) -> None:
+    """Move the threads of this process out: the engine keeps those that it has started for guests."""
+    ours = {task.name for task in Path("/proc/self/task").iterdir()}
+    for thread in ours & set(inside.read_text().split()):
+        with contextlib.suppress(OSError):
+            outside.write_text(thread)
+
+
+def _remove(place: Path) -> None:
+    """A thread that has ended is there for a moment longer; those of another daemon stay, and so does the directory."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError):
+            place.rmdir()
+            return
+        time.sleep(_PAUSE)
+
+
+def _own_cgroup(controller: str) -> str:
+    """Of this process, relative to the hierarchy's root (cgroups(7), /proc/self/cgroup)."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return path.strip("/")
+    raise FileNotFoundError(controller)
