@@ -121,9 +121,12 @@ def _run_applet(spec: GuestSpec, facts: str, executed: _Executed) -> NoReturn:
     from handlers.wasmtime.applets.facts import Facts  # noqa: PLC0415  no other worker needs any of it
     from handlers.wasmtime.applets.program import prepared  # noqa: PLC0415  likewise
 
-    run = prepared(spec, msgspec.json.decode(facts, type=Facts))
-    executed.shut_up()
-    os._exit(run())
+    try:
+        run = prepared(spec, msgspec.json.decode(facts, type=Facts))
+        executed.shut_up()
+        os._exit(run())
+    except Exception as error:  # noqa: BLE001  whatever it is, it must not look like success
+        executed.failed(FailedPrecondition(f"the applet failed: {type(error).__name__}: {error}"))
 
 
 @dataclass(frozen=True, slots=True)

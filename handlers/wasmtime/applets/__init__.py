@@ -11,7 +11,7 @@ import posixpath
 from typing import Final
 
 NAMES: Final = (
-    *("cat", "df", "echo", "env", "false", "id", "ls", "printenv", "ps", "pwd", "sleep", "stat", "test", "true"),
+    *("cat", "df", "echo", "env", "false", "id", "ls", "printenv", "ps", "pwd", "sleep", "stat", "tar", "test", "true"),
 )
 _DIRECTORIES: Final = frozenset({"", "/bin", "/usr/bin"})
 

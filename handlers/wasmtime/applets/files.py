@@ -79,8 +79,11 @@ class _Listing:
             (directories if is_listed else files).append((name, found))
         self._print(sorted(files), "")
         self._printed = bool(files)
-        for name, _ in sorted(directories):
-            self._list(name, _SERIOUS, titled=len(names) > 1)
+        pending = [(name, _SERIOUS) for name, _ in sorted(directories, reverse=True)]
+        while pending:
+            name, blame = pending.pop()
+            inner = self._list(name, blame, titled=len(names) > 1)
+            pending += [(directory, _MINOR) for directory in reversed(inner)]
         return self._status
 
     def _followed(self, name: str, found: Status) -> Status:
@@ -91,12 +94,13 @@ class _Listing:
         self._container.failed(what, error)
         self._status = max(self._status, status)
 
-    def _list(self, directory: str, blame: int, *, titled: bool) -> None:
+    def _list(self, directory: str, blame: int, *, titled: bool) -> list[str]:
+        """What is still to be listed."""
         try:
             names = self._view.names(directory)
         except OSError as error:
             self._fail(f"cannot open directory {directory!r}", error, blame)
-            return
+            return []
         if not {"-a", "-A"} & self._flags:
             names = [name for name in names if not name.startswith(".")]
         shown = ([".", ".."] if "-a" in self._flags else []) + names
@@ -107,10 +111,10 @@ class _Listing:
         if "-l" in self._flags:
             self._container.out.write(f"total {self._size(sum(found.blocks for _, found in entries) * 512, 1024)}\n")
         self._print(entries, directory)
-        if "-R" in self._flags:
-            for name, found in entries:
-                if stat.S_ISDIR(found.mode) and name not in {".", ".."}:
-                    self._list(posixpath.join(directory, name), _MINOR, titled=True)
+        if "-R" not in self._flags:
+            return []
+        inner = (name for name, found in entries if stat.S_ISDIR(found.mode) and name not in {".", ".."})
+        return [posixpath.join(directory, name) for name in inner]
 
     def _entry(self, directory: str, name: str) -> Status | None:
         if not {"-l", "-R"} & self._flags:

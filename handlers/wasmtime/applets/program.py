@@ -7,6 +7,7 @@ those have the program; a reader that leaves ends it by SIGPIPE, Ctrl-C by SIGIN
 from __future__ import annotations
 
 import importlib
+import locale  # noqa: F401  what getopt says of errors looks for it when no file can be reached any more
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ Program = Callable[[Container, Sequence[str]], int]
 _PROGRAMS: Final = {
     "files": ("cat", "df", "ls", "stat", "test"),
     "about": ("env", "id", "printenv", "ps", "pwd"),
+    "archive": ("tar",),
     "trivial": ("echo", "false", "sleep", "true"),
 }
 """By the module that has them."""
@@ -101,4 +103,4 @@ def _run(program: Program, container: Container) -> int:
 
 def _usage_status(name: str) -> int:
     """As coreutils and dash have it."""
-    return {"ls": 2, "test": 2, "printenv": 2, "env": 125}.get(name, 1)
+    return {"ls": 2, "tar": 2, "test": 2, "printenv": 2, "env": 125}.get(name, 1)

@@ -12,7 +12,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +49,7 @@ class View:
     def __init__(self, preopens: Sequence[Preopen], cwd: str) -> None:
         """OSError when a directory is gone."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self._readonly = {preopen.guest for preopen in preopens if preopen.readonly}
         self._roots = {preopen.guest: os.open(preopen.host, flags) for preopen in preopens}
         self._cwd = cwd
 
@@ -79,6 +80,42 @@ class View:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def created(self, path: str, mode: int) -> Iterator[int]:
+        """A descriptor to write a new file by, or the one that was there, which becomes empty. OSError."""
+        with self._parent(path) as (parent, name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, mode, dir_fd=parent)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def make_directory(self, path: str, mode: int) -> None:
+        """One that is there already is success. OSError."""
+        try:
+            with self.opened(path, os.O_PATH | os.O_DIRECTORY):
+                return
+        except FileNotFoundError:
+            with self._parent(path) as (parent, name):
+                os.mkdir(name, mode, dir_fd=parent)
+
+    def make_link(self, path: str, target: str) -> None:
+        """In place of a file or link that is there. OSError."""
+        with self._parent(path) as (parent, name):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+            os.symlink(target, name, dir_fd=parent)
+
+    @contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """The directory that something is to be changed in, and its name there. OSError when it is read-only."""
+        directory, name = posixpath.split(self.normal(path))
+        if self.preopen(path) in self._readonly:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        with self.opened(directory, os.O_PATH | os.O_DIRECTORY) as parent:
+            yield parent, name
 
     def status(self, path: str, *, follow: bool) -> Status:
         """Of the file, or of the symlink itself. OSError."""
