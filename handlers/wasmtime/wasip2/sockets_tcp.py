@@ -203,6 +203,7 @@ class TcpSocket(Resource, resource=True):
         self._backlog = _BACKLOG
         self._doing = ""
         self._error: OSError | None = None
+        self._closed_by = ""
         self._streams: tuple[TcpInput, TcpOutput] | None = None
 
     def start_bind(self, _network: Network, value: tuple[str, dict[str, object]]) -> None:
@@ -250,8 +251,9 @@ class TcpSocket(Resource, resource=True):
         if number:
             self._state = _State.CLOSED
             # Without a free port of its own Linux says that the address is not available (connect(2)).
-            code = "address-in-use" if number == errno.EADDRNOTAVAIL else error_code(OSError(number, ""))
-            raise Failure(code)
+            no_port = number == errno.EADDRNOTAVAIL
+            self._closed_by = "address-in-use" if no_port else error_code(OSError(number, ""))
+            raise Failure(self._closed_by)
         self._state, self._bound = _State.CONNECTED, True
         return self.streams()
 
@@ -294,6 +296,7 @@ class TcpSocket(Resource, resource=True):
 
     def remote_address(self) -> tuple[str, dict[str, object]]:
         """`tcp-socket.remote-address`. Also after a reset, when the kernel does not know it any more."""
+        self._refuse_closed()
         if self._state is not _State.CONNECTED or self._peer is None:
             raise Failure("invalid-state")
         return self._peer.wit
@@ -309,6 +312,7 @@ class TcpSocket(Resource, resource=True):
     def set_listen_backlog_size(self, value: int) -> None:
         """`tcp-socket.set-listen-backlog-size`."""
         options.refuse_zero(value)
+        self._refuse_closed()
         if self._state not in {_State.DEFAULT, _State.LISTENING}:
             raise Failure("invalid-state")
         self._backlog = min(value, _LARGEST_BACKLOG)
@@ -411,8 +415,9 @@ class TcpSocket(Resource, resource=True):
             raise Failure("concurrency-conflict")
 
     def _refuse_closed(self) -> None:
+        """With what closed it: wasi-libc aborts at an invalid state, and asks for the name of a closed socket."""
         if self._state is _State.CLOSED:
-            raise Failure("invalid-state")
+            raise Failure(self._closed_by)
 
     def _finish(self, what: str) -> None:
         if self._doing != what:
