@@ -86,10 +86,14 @@ class TcpInput(InputStream):
         self._ended = False
         shared.hold()
 
-    def receive(self, size: int) -> bytes:
+    def refuse_ended(self) -> None:
         """`InputStream`."""
         if self._ended:
             raise StreamClosed
+
+    def receive(self, size: int) -> bytes:
+        """`InputStream`."""
+        self.refuse_ended()
         try:
             data = self._shared.sock.recv(size)
         except BlockingIOError:

@@ -26,7 +26,7 @@ from handlers.wasmtime.wasip2.sockets_network import (
     new_socket,
     tried,
 )
-from handlers.wasmtime.wasip2.waiter import Always, FdSource, Waiter
+from handlers.wasmtime.wasip2.waiter import READY, Always, Interest, Source, Waiter
 from handlers.wasmtime.wasip2.world import World
 
 _MOST: Final = 16
@@ -81,6 +81,19 @@ class _Channel:
             self.sock.bind((host, port, *more))
 
 
+class _Ready(Source):
+    """Outlives the socket: whoever waits for one that is closed, waits no longer."""
+
+    def __init__(self, sock: socket.socket, events: int) -> None:
+        self._sock = sock
+        self._events = events
+
+    def interest(self) -> Interest:
+        """`Source`."""
+        fd = self._sock.fileno()
+        return Interest(((fd, self._events),)) if fd >= 0 else READY
+
+
 class IncomingDatagrams(Resource, resource=True):
     """`incoming-datagram-stream`."""
 
@@ -102,13 +115,16 @@ class IncomingDatagrams(Resource, resource=True):
                 if received:
                     break
                 raise Failure(error_code(error)) from None
+            source, remote = from_native(sock.family, address), self._channel.remote
+            if remote is not None and (source.words, source.port) != (remote.words, remote.port):
+                continue  # it had come before the socket was for one peer only
             size += len(data) + 1
-            received.append({"data": data, "remote-address": from_native(sock.family, address).wit})
+            received.append({"data": data, "remote-address": source.wit})
         return received
 
     def subscribe(self) -> Pollable:
         """`incoming-datagram-stream.subscribe`."""
-        return Pollable(self._waiter, FdSource(self._channel.sock.fileno(), select.POLLIN))
+        return Pollable(self._waiter, _Ready(self._channel.sock, select.POLLIN))
 
     def close(self) -> None:
         """`Resource`."""
@@ -126,8 +142,7 @@ class OutgoingDatagrams(Resource, resource=True):
 
     def check_send(self) -> int:
         """`outgoing-datagram-stream.check-send`."""
-        source = FdSource(self._channel.sock.fileno(), select.POLLOUT)
-        self._permit = _MOST if self._waiter.look((source,)) else 0
+        self._permit = _MOST if self._waiter.look((_Ready(self._channel.sock, select.POLLOUT),)) else 0
         return self._permit
 
     def send(self, datagrams: list[dict[str, Any]]) -> int:
@@ -160,7 +175,7 @@ class OutgoingDatagrams(Resource, resource=True):
 
     def subscribe(self) -> Pollable:
         """`outgoing-datagram-stream.subscribe`."""
-        return Pollable(self._waiter, FdSource(self._channel.sock.fileno(), select.POLLOUT))
+        return Pollable(self._waiter, _Ready(self._channel.sock, select.POLLOUT))
 
     def close(self) -> None:
         """`Resource`."""

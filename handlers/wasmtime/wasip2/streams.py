@@ -63,9 +63,15 @@ class InputStream(Resource, resource=True):
         """Ready when `receive` does not come back with nothing."""
         raise NotImplementedError
 
+    def refuse_ended(self) -> None:
+        """StreamClosed where it is known to be at its end already."""
+
     def read(self, size: int) -> bytes:
         """`input-stream.read`."""
-        return self.receive(min(size, CHUNK)) if size else b""
+        if not size:
+            self.refuse_ended()
+            return b""
+        return self.receive(min(size, CHUNK))
 
     def blocking_read(self, size: int) -> bytes:
         """`input-stream.blocking-read`."""
