@@ -109,6 +109,8 @@ async def test_an_image(bench: WasmBench, data: Path) -> None:
     plan = bench.plan(bench.programs.waits())
     assert plan.rootfs is not None
     (plan.rootfs / "file").write_text("of the image\n")
+    (plan.rootfs / "etc").mkdir()
+    (plan.rootfs / "etc/passwd").write_text("# people\nann:x:0:0::/:\n")
     # A program that is none for Wasm does not stand in the way of an applet, a module does.
     (plan.rootfs / "bin" / "ls").write_bytes(b"\x7fELF")
     with_program(plan, "env", wasm.HELLO)
@@ -118,6 +120,11 @@ async def test_an_image(bench: WasmBench, data: Path) -> None:
     assert (await execute(bench, plan, "pwd"))[1] == "/bin\n"
     assert (await execute(bench, plan, "cat", "../file"))[1] == "of the image\n"
     assert (await execute(bench, plan, "ls", "../made/up/sub"))[1] == "deep\n"
+    assert [(await execute(bench, plan, "id", options))[1] for options in ("-un", "-gn", "-u")] == [
+        "ann\n",
+        "0\n",
+        "0\n",
+    ]
     assert (await execute(bench, plan, "env"))[1] == "hello from wasm\n"
     assert "PATH=/bin\n" in (await execute(bench, plan, "printenv"))[1]
 

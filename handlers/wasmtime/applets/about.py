@@ -9,6 +9,8 @@ from typing import Final
 from handlers.wasmtime.applets.program import Container, options
 
 _NOT_FOUND: Final = 127
+_NUMBER: Final = 2
+"""The field of a line of passwd or group that has its number."""
 _SECOND: Final = 1_000_000_000
 
 
@@ -43,15 +45,30 @@ def run_pwd(container: Container, words: Sequence[str]) -> int:
 
 
 def run_id(container: Container, words: Sequence[str]) -> int:
-    """User and groups, as numbers. Options: -u, -g, -G."""
+    """User and groups, as numbers. Options: -u, -g, -G; -n beside them: the names that the image has for them."""
     found, _ = options(words, "ugGn")
-    groups = list(dict.fromkeys((os.getegid(), *os.getgroups())))
-    numbers = " ".join(str(group) for group in groups)
-    short = {"-u": str(os.geteuid()), "-g": str(os.getegid()), "-G": numbers}
-    text = next((short[option] for option in found if option in short), "")
-    listed = numbers.replace(" ", ",")
-    container.out.write(f"{text or f'uid={os.geteuid()} gid={os.getegid()} groups={listed}'}\n")
+    user, groups = str(os.geteuid()), [str(group) for group in dict.fromkeys((os.getegid(), *os.getgroups()))]
+    which = {"-u": ("/etc/passwd", [user]), "-g": ("/etc/group", groups[:1]), "-G": ("/etc/group", groups)}
+    for option, (database, numbers) in which.items():
+        if option in found:
+            names = _names(container, database) if "-n" in found else {}
+            container.out.write(f"{' '.join(names.get(number, number) for number in numbers)}\n")
+            return 0
+    container.out.write(f"uid={user} gid={groups[0]} groups={','.join(groups)}\n")
     return 0
+
+
+def _names(container: Container, database: str) -> dict[str, str]:
+    """By number, as passwd(5) and group(5) have them. Without the file there are none."""
+    try:
+        with (
+            container.view.opened(database, os.O_RDONLY | os.O_NONBLOCK) as descriptor,
+            open(descriptor, encoding="utf-8", errors="surrogateescape", closefd=False) as file,
+        ):
+            fields = [line.split(":") for line in file]
+    except OSError:
+        return {}
+    return {entry[2]: entry[0] for entry in fields if len(entry) > _NUMBER}
 
 
 def run_ps(container: Container, words: Sequence[str]) -> int:
