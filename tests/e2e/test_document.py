@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,19 +120,61 @@ def test_a_pod_as_it_is_written(shared_lab: Lab, app: str, tmp_path: Path, case:
     assert lab.cri.status(sidecar).exit_code == 137
 
 
-def test_the_documents_limits(shared_lab: Lab, app: str, tmp_path: Path) -> None:
-    """10Mi and 50m for the module, 100Mi and 200m for its sidecar."""
-    lab = shared_lab
-    lab.cri.pull(app)
-    pod = lab.pod("wasm")
-    (tmp_path / "note").write_text("within 10Mi\n")
-    module = volume(container_config(app, "read.wasm", name="app"), tmp_path)
-    sidecar = lab.shell("cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max")
-    for config, memory, cpu in ((module, 10 << 20, 50), (sidecar, 100 << 20, 200)):
-        config.linux.resources.memory_limit_in_bytes = memory
-        config.linux.resources.cpu_period, config.linux.resources.cpu_quota = 100_000, 100 * cpu
-    assert lab.output(pod, module) == (0, ["within 10Mi"])
-    assert str(100 << 20) in lab.output(pod, sidecar)[1]
+@pytest.mark.parametrize("isolation", ["in-process", "process"])
+def test_the_documents_limits(lab: Lab, registry: images.Registry, isolation: str) -> None:
+    """10Mi and 50m, held against what the kernel counts: of the daemon and its threads, or of the worker's cgroup."""
+    texts = {"spin": guests.SPIN, "hog": guests.TOUCHING_HOG}
+    names = {name: registry.push_wasm(f"document/{name}:1", text) for name, text in texts.items()}
+    config = lab.pod_config()
+    if isolation == "process":
+        config.annotations["cri-shim.io/isolation"] = isolation
+    pod = lab.pod("wasm", config=config)
+    for image in names.values():
+        lab.cri.pull(image)
+    daemon = Path(f"/proc/{lab.daemon.pid}")
+    spin = lab.cri.run(pod, limited(container_config(names["spin"], name="spin")))
+    time.sleep(0.5)  # the first quota may be used at once
+    before, begin = used_ns(lab, spin), time.monotonic()
+    time.sleep(2)
+    share = (used_ns(lab, spin) - before) / 1e9 / (time.monotonic() - begin)
+    assert 0 < share < 0.08
+    if isolation == "in-process":
+        assert thread_of(daemon, spin) is not None
+    lab.cri.stop(spin)
+
+    (daemon / "clear_refs").write_text("5")  # proc(5): the peak counts from now
+    resident = memory(daemon, "VmRSS")
+    hog = lab.cri.run(pod, limited(container_config(names["hog"], name="hog")))
+    status = lab.cri.wait_exit(hog)
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert memory(daemon, "VmHWM") - resident < 16 << 20
+
+
+def limited(config: pb.ContainerConfig) -> pb.ContainerConfig:
+    resources = config.linux.resources
+    resources.memory_limit_in_bytes, resources.cpu_period, resources.cpu_quota = 10 << 20, 100_000, 5_000
+    return config
+
+
+def thread_of(daemon: Path, container: str) -> Path | None:
+    """Of a module in the daemon's process."""
+    wanted = f"wasm-{container[:10]}"
+    return next((task for task in (daemon / "task").iterdir() if (task / "comm").read_text().strip() == wanted), None)
+
+
+def used_ns(lab: Lab, container: str) -> int:
+    """CPU time: of the thread in the daemon as the kernel has it, of a worker's cgroup as the stats do."""
+    task = thread_of(Path(f"/proc/{lab.daemon.pid}"), container)
+    if task is not None:
+        return int((task / "schedstat").read_text().split()[0])
+    stats = lab.cri.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container)).stats
+    return int(stats.cpu.usage_core_nano_seconds.value)
+
+
+def memory(process: Path, field: str) -> int:
+    """Bytes, of a field of `status` in KiB."""
+    lines = (process / "status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) << 10
 
 
 def test_a_node_whose_default_is_wasm(

@@ -6,6 +6,7 @@ What a worker is and may is held by `tests/contract/test_wasm_workers.py`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,27 @@ def test_a_user_with_a_volume_gets_a_worker_by_itself(lab: Lab, registry: Regist
         "/data is a mount, and the module's user is user 1234",
     )
     assert (tmp_path / "mine").stat().st_uid == 1234
+
+
+@pytest.mark.parametrize("isolation", ["in-process", "process"])
+def test_a_file_of_another_user_is_out_of_reach(lab: Lab, registry: Registry, tmp_path: Path, isolation: str) -> None:
+    """Whatever is asked for: file calls of a module in the daemon would have the daemon's rights."""
+    tmp_path.chmod(0o755)
+    for name, owner in (("mine", 1234), ("theirs", 4321)):
+        (tmp_path / name).write_text(f"{name}\n")
+        os.chown(tmp_path / name, owner, owner)
+        (tmp_path / name).chmod(0o600)
+    config = lab.pod_config()
+    if isolation == "process":
+        config.annotations.update(PROCESS)
+    pod = lab.pod("wasm", config=config)
+    for number, (name, user, said) in enumerate(
+        (("mine", 1234, ["mine"]), ("theirs", 1234, []), ("theirs", 0, ["theirs"]))
+    ):
+        image = registry.push_wasm(f"workers/{name}:1", guests.prints_file(3, name))
+        lab.cri.pull(image)
+        asked = container_config(image, name=f"c{number}")
+        asked.mounts.add(host_path=str(tmp_path), container_path="/data", readonly=True)
+        asked.linux.security_context.run_as_user.value = user
+        code, lines = lab.output(pod, asked)
+        assert (code == 0, lines) == (bool(said), said)
