@@ -97,10 +97,12 @@ def open_log(path: str | Path) -> int:
     return fd
 
 
-def _read(fd: int) -> bytes:
-    """Empty at the end, which a terminal says by EIO: nobody has it open any more."""
+def _read(fd: int) -> bytes | None:
+    """Empty at the end, which a terminal says by EIO: nobody has it open any more. None when there is nothing yet."""
     try:
         return os.read(fd, _BATCH)
+    except BlockingIOError:
+        return None
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -247,6 +249,8 @@ class LogPump:
     def _read(self, epoll: select.epoll, fd: int) -> None:
         output = self._outputs[fd]
         data = _read(fd)
+        if data is None:
+            return
         # A clock that is set back must not make entries sort before those that are in the file.
         self._last = at = max(self._last, time.time_ns())
         entries = output.splitter.feed(data, at) if data else output.splitter.finish(at)

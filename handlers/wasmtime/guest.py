@@ -351,6 +351,8 @@ class Guest:
 
     def end_input(self) -> None:
         """The guest reads end-of-file when nobody else has the FIFO open for writing. A second call does nothing."""
+        if isinstance(self.output, Terminal):
+            self.output.end_input()
         with self._thread_lock:
             fd, self._keeper = self._keeper, -1
         if fd >= 0:

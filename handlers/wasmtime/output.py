@@ -103,6 +103,7 @@ class Terminal:
         except BaseException:
             self.log.close()
             raise
+        os.set_blocking(self.master, False)
         tty.make_own(slave)
         self._handed_over = False
 
@@ -118,6 +119,11 @@ class Terminal:
     def say(self, text: str) -> None:
         """As of `Output`."""
         os.write(1, text.encode(errors="replace") + b"\n")
+
+    def end_input(self) -> None:
+        """A guest that reads lines reads end-of-file, if there is room for the character."""
+        with contextlib.suppress(OSError):
+            os.write(self.master, tty.end_of_file(self.master))
 
     def close(self) -> None:
         """The pump reads the end when nothing has the terminal open any more."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -43,6 +44,8 @@ _EXITS: Final = msgspec.json.Encoder()
 _STOP_SECONDS: Final = 0.05
 """How long a stopped guest has to end by itself. A component in a call of the host does not."""
 _SIGKILL: Final = 128 + 9
+_APPLET_MEMORY: Final = 256 << 20
+"""Bytes, whatever a volume has in it: where the module is a thread, no limit of the container's holds for others."""
 _CANNOT_EXECUTE: Final = 126
 """As of a shell."""
 
@@ -121,6 +124,7 @@ def _run_applet(spec: GuestSpec, facts: str, executed: _Executed) -> NoReturn:
     from handlers.wasmtime.applets.facts import Facts  # noqa: PLC0415  no other worker needs any of it
     from handlers.wasmtime.applets.program import prepared  # noqa: PLC0415  likewise
 
+    resource.setrlimit(resource.RLIMIT_DATA, (_APPLET_MEMORY, _APPLET_MEMORY))
     try:
         run = prepared(spec, msgspec.json.decode(facts, type=Facts))
         executed.shut_up()

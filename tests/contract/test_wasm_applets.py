@@ -16,6 +16,7 @@ import pytest
 from cri_shim.model.container import User
 from cri_shim.model.errors import CannotExecute
 from cri_shim.model.handler import ContainerPlan, ExecRequest
+from tests.contract.handler_suite import until
 from tests.contract.test_wasm_exec import execute, with_program
 from tests.contract.wasm_bench import WasmBench, limited, mount, worker_bench
 from tests.support import leftovers, wasm
@@ -210,13 +211,19 @@ async def test_who_reads_no_more_ends_it(bench: WasmBench, data: Path) -> None:
     assert await session.wait() == 128 + signal.SIGPIPE
 
 
-async def test_it_is_in_the_containers_cgroup(bench: WasmBench, data: Path) -> None:
+async def test_it_is_in_the_containers_cgroup_and_has_a_limit(bench: WasmBench, data: Path) -> None:
     plan = await mounted(bench, data)
     session = await bench.handler.exec(plan.id, ExecRequest(("sleep", "1h"), None, 1, 2))
     is_worker = bench.handler.info(plan.id)["placement"] == "process"
-    assert len(bench.cgroups.processes(bench.cgroup_parent, plan.id)) == 1 + is_worker
+    pids = bench.cgroups.processes(bench.cgroup_parent, plan.id)
+    assert len(pids) == 1 + is_worker
+    await until(lambda: any("Max data size             268435456" in limits_of(pid) for pid in pids))
     await session.kill()
     assert await session.wait() == 137
+
+
+def limits_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/limits").read_text()
 
 
 def packed(*members: tuple[str, bytes | None]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import struct
 import termios
 from collections.abc import AsyncIterator
@@ -120,6 +121,29 @@ async def test_a_key_ends_one_that_reads(bench: WasmBench) -> None:
     client.keys.type(b"\x03")
     assert await session == 0
     assert (await bench.end_of(plan)).code == 130
+
+
+async def test_a_graceful_stop_is_the_end_of_its_input(bench: WasmBench) -> None:
+    plan = await bench.begin(with_terminal(bench, wasm.CAT, annotations={"cri-shim.io/stop": "graceful"}))
+    await bench.said(plan, "ready")
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 0
+    assert bench.text(plan) == ["ready", "ready"]
+
+
+async def test_its_log_is_rotated(bench: WasmBench) -> None:
+    plan = await bench.begin(with_terminal(bench, wasm.CAT))
+    await bench.said(plan, "ready")
+    assert plan.log_path is not None
+    old = plan.log_path.rename(plan.log_path.with_suffix(".old"))
+    await bench.handler.reopen_log(plan.id)
+    client = MemoryClient(stdin=True)
+    session = join(bench, plan, client)
+    client.keys.type(b"new\n\x04")
+    assert await session == 0
+    await bench.end_of(plan)
+    assert bench.text(plan) == ["new", "new", "ready"]
+    assert old.read_text().count("\n") == 1
 
 
 async def test_stdin_once(bench: WasmBench) -> None:
