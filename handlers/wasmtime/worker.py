@@ -41,8 +41,10 @@ from handlers.wasmtime.quota import Throttle
 MESSAGE: Final = 1 << 16
 _SPECS: Final = msgspec.json.Decoder(GuestSpec)
 _EXITS: Final = msgspec.json.Encoder()
-_STOP_SECONDS: Final = 0.05
-"""How long a stopped guest has to end by itself. A component in a call of the host does not."""
+_STOP_SECONDS: Final = 0.004
+"""How long a stopped guest has to end by itself. A component in a call of the engine's host does not."""
+_DRAIN_SECONDS: Final = 1.0
+"""How long what such a guest has written may take to get into the log."""
 _SIGKILL: Final = 128 + 9
 _APPLET_MEMORY: Final = 256 << 20
 """Bytes, whatever a volume has in it: where the module is a thread, no limit of the container's holds for others."""
@@ -185,6 +187,9 @@ class _Worker:
     empty: str
     _clients: dict[int, socket.socket] = field(default_factory=dict)
     _leaving: threading.Lock = field(default_factory=threading.Lock)
+    _nudge: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    _forced: Exit | None = None
+    _deadline: float = 0.0
 
     def wait_for_go(self) -> None:
         """The first connection is that of the daemon that made us. It goes away = so do we."""
@@ -217,12 +222,16 @@ class _Worker:
     def serve(self, guest: Guest, pump: LogPump) -> NoReturn:
         """Answer the daemon, and write the log, until the guest has ended."""
         poller, output = select.poll(), pump.start()
-        for fd in (self.listener.fileno(), output.fileno(), *self._clients):
+        for fd in (self.listener.fileno(), output.fileno(), self._nudge, *self._clients):
             poller.register(fd, select.POLLIN)
         guest.start()
         while True:
-            for fd, _ in poller.poll():
-                if fd == self.listener.fileno():
+            events = poller.poll(self._patience())
+            self._leave_if_over(drained=not events)
+            for fd, _ in events:
+                if fd == self._nudge:
+                    os.eventfd_read(fd)
+                elif fd == self.listener.fileno():
                     client, _ = self.listener.accept()
                     self._clients[client.fileno()] = client
                     poller.register(client.fileno(), select.POLLIN)
@@ -258,10 +267,20 @@ class _Worker:
     def _stop(self, guest: Guest, number: int) -> None:
         if not guest.stop(number):
             return
-        forced = Exit(code=128 + number, at=0, reason=Reason.ERROR)
-        timer = threading.Timer(_STOP_SECONDS, lambda: self._leave(msgspec.structs.replace(forced, at=time.time_ns())))
-        timer.daemon = True
-        timer.start()
+        if self._forced is None:
+            self._forced = Exit(code=128 + number, at=0, reason=Reason.ERROR)
+            self._deadline = time.monotonic() + _STOP_SECONDS
+            os.eventfd_write(self._nudge, 1)  # a handler of a signal comes in the middle of a wait
+
+    def _patience(self) -> float | None:
+        """Milliseconds that there is to wait."""
+        return None if self._forced is None else max(0.0, self._deadline - time.monotonic()) * 1000
+
+    def _leave_if_over(self, *, drained: bool) -> None:
+        """Nothing ends the guest but the end of the process, and what it has written is in the log."""
+        now = time.monotonic()
+        if self._forced is not None and now >= self._deadline + (0 if drained else _DRAIN_SECONDS):
+            self._leave(msgspec.structs.replace(self._forced, at=time.time_ns()))
 
     def _leave(self, ended: Exit) -> None:
         """Once; whoever comes second has nothing to say any more."""
