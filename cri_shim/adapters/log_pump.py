@@ -238,6 +238,14 @@ class LogPump:
             elif not self._outputs[fd].container.is_held_up:  # since this poll, by its other stream
                 self._read(epoll, fd)
 
+    def finish(self) -> None:
+        """Write what is held back of lines that nobody will end any more. For who calls `turn`."""
+        at = max(self._last, time.time_ns())
+        for output in self._outputs.values():
+            entries = output.splitter.finish(at)
+            if entries:
+                output.container.log.write(entries)
+
     def _connect(self) -> None:
         while self._asked:
             tap = self._asked.popleft()

@@ -227,7 +227,7 @@ class _Worker:
         guest.start()
         while True:
             events = poller.poll(self._patience())
-            self._leave_if_over(drained=not events)
+            self._leave_if_over(pump, drained=not events)
             for fd, _ in events:
                 if fd == self._nudge:
                     os.eventfd_read(fd)
@@ -276,10 +276,11 @@ class _Worker:
         """Milliseconds that there is to wait."""
         return None if self._forced is None else max(0.0, self._deadline - time.monotonic()) * 1000
 
-    def _leave_if_over(self, *, drained: bool) -> None:
+    def _leave_if_over(self, pump: LogPump, *, drained: bool) -> None:
         """Nothing ends the guest but the end of the process, and what it has written is in the log."""
         now = time.monotonic()
         if self._forced is not None and now >= self._deadline + (0 if drained else _DRAIN_SECONDS):
+            pump.finish()
             self._leave(msgspec.structs.replace(self._forced, at=time.time_ns()))
 
     def _leave(self, ended: Exit) -> None:

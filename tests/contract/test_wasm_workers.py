@@ -263,6 +263,17 @@ async def test_a_component_is_stopped_whatever_it_does(bench: WasmBench, run: st
     assert (await bench.end_of(plan)).code == 143
 
 
+async def test_what_a_stopped_component_has_written_is_in_the_log(bench: WasmBench) -> None:
+    text = wasm.component(
+        "(call $write (call $get) (i32.const 100) (i32.const 31) (i32.const 0)) (call $wait) (i32.const 0)"
+    )
+    plan = await bench.begin(bench.artifact(text.replace('component\\0a"', 'component\\0aand more"')))
+    await bench.said(plan, "hello from a component")
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
+    assert bench.entries(plan) == [("stdout", "F", "hello from a component"), ("stdout", "P", "and more")]
+
+
 async def test_the_trap_of_a_component_is_told(bench: WasmBench) -> None:
     plan = bench.artifact(wasm.component("unreachable"))
     ended = await bench.finish(plan)
