@@ -10,7 +10,7 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +58,7 @@ def find_module(plan: ContainerPlan, layout: Layout) -> tuple[Entry, str]:
             msg = "the image has neither a Wasm module nor a root file system"
             raise InvalidArgument(msg)
         search = next((item.removeprefix("PATH=") for item in plan.process.env if item.startswith("PATH=")), "")
-        path, head, digest = _from_rootfs(plan.rootfs, word, search, plan.process.cwd)
+        path, head, digest = _look_up({"/": plan.rootfs}, word, search, plan.process.cwd)
     return Entry(str(path), digest, function, is_component(head, word)), word
 
 
@@ -104,10 +104,15 @@ def find_further(spec: GuestSpec, word: str) -> Entry | None:
 
 def _further_module(spec: GuestSpec, word: str) -> Entry:
     name, function = split_entry(word)
-    root = next((preopen.host for preopen in spec.preopens if preopen.guest == "/"), None)
-    if root is not None:
-        variables = dict(spec.env)
-        path, head, digest = _from_rootfs(Path(root), name, variables.get("PATH", ""), variables.get("PWD", "/"))
+    variables = dict(spec.env)
+    # Not in the node's directories: whether the container's user may read what is in them is not known here.
+    images = {p.guest: None if p.host_backed and p.guest != "/" else Path(p.host) for p in spec.preopens}
+    try:
+        path, head, digest = _look_up(images, name, variables.get("PATH", ""), variables.get("PWD", "/"))
+    except NotFound:
+        if "/" in images:
+            raise
+    else:
         return Entry(str(path), digest, function, is_component(head, name))
     if name == spec.argv[0] or name.endswith(".wasm"):
         return msgspec.structs.replace(spec.entry, function=function)
@@ -116,10 +121,18 @@ def _further_module(spec: GuestSpec, word: str) -> Entry:
     raise NotFound(msg, hint=hint)
 
 
-def _from_rootfs(rootfs: Path, word: str, search: str, cwd: str) -> tuple[Path, bytes, Digest]:
+def _look_up(directories: Mapping[str, Path | None], word: str, search: str, cwd: str) -> tuple[Path, bytes, Digest]:
+    """The file that a word means, in directories by their places in the container; None = not to be looked into."""
     for candidate in _candidates(word, search, cwd):
+        path = "/" + posixpath.normpath(posixpath.join("/", candidate)).lstrip("/")
+        place = max(
+            (place for place in directories if f"{path}/".startswith(f"{place.rstrip('/')}/")), key=len, default=""
+        )
+        directory = directories.get(place)
+        if directory is None:
+            continue
         try:
-            handle = fs.open_in_root(rootfs, candidate, os.O_PATH)
+            handle = fs.open_in_root(directory, posixpath.relpath(path, place), os.O_PATH)
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:

@@ -84,6 +84,21 @@ async def test_the_module_of_an_artifact_once_more(bench: WasmBench) -> None:
     assert bench.text(plan) == ["going to sleep"]
 
 
+@pytest.mark.parametrize("from_image", [True, False])
+async def test_a_module_of_an_image_volume(bench: WasmBench, tmp_path: Path, from_image: bool) -> None:
+    """Of a volume of the node none: its file may be one that the container's user cannot read."""
+    (tmp_path / "tool").write_bytes(wasm.assemble(wasm.HELLO))
+    volume = mount(tmp_path, "/tools", readonly=True)
+    if from_image:
+        volume.image.image = "tools"
+    plan = await bench.begin(bench.artifact(wasm.SLEEP, "app.wasm", mounts=[volume]))
+    if from_image:
+        assert await execute(bench, plan, "/tools/tool") == (0, "hello from wasm\n", "")
+    else:
+        with pytest.raises(CannotExecute, match="there is no program '/tools/tool'"):
+            await execute(bench, plan, "/tools/tool")
+
+
 def with_program(plan: ContainerPlan, name: str, text: str) -> ContainerPlan:
     """One more module in the root file system of a container."""
     assert plan.rootfs is not None
