@@ -6,7 +6,7 @@ through, and a `match` with a default would take it for something harmless), and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -30,7 +30,7 @@ def _faults(message: Message, prefix: str) -> Iterator[str]:
         path = f"{prefix}{field.name}"
         if field.name in _OF_THE_CLIENT:
             continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if isinstance(value, Mapping):  # what the descriptor says of it costs half a megabyte to read
             texts = (text for pair in value.items() for text in pair if isinstance(text, str))
             yield from (f"{path}: {text[:100]!r} contains a NUL character" for text in texts if "\0" in text)
         elif field.is_repeated:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -61,3 +63,17 @@ def test_the_keys_of_a_map_are_texts_too() -> None:
     config.linux.sysctls["a\0"] = "1"
     with pytest.raises(InvalidArgument, match=r"^config\.linux\.sysctls: 'a"):
         wellformed.check(pb.RunPodSandboxRequest(config=config))
+
+
+FIRST = """
+import sys
+from cri_shim.pb import api_pb2 as pb
+from cri_shim.spec import wellformed
+wellformed.check(pb.PullImageRequest(image=pb.ImageSpec(image="a", annotations={"a": "b"}, image_ref="c")))
+assert "google.protobuf.descriptor_pb2" not in sys.modules
+"""
+
+
+def test_the_first_request_loads_nothing() -> None:
+    """It is looked at on the event loop, and that module takes more than a millisecond."""
+    subprocess.run([sys.executable, "-c", FIRST], check=True)
