@@ -20,7 +20,7 @@ import msgspec
 from cri_shim.adapters.content import NO_SPACE, disk_errors, disk_full
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.zygote import TaskError, Zygote, ZygoteLostError
-from cri_shim.kernel import fs, threads
+from cri_shim.kernel import fs
 from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, PullError
 from cri_shim.model.image import LayerRecord
 from cri_shim.model.layout import Layout
@@ -35,6 +35,7 @@ class _Report(msgspec.Struct, frozen=True):
     """What the unpack task returns (`cri_shim.zygote.unpack`)."""
 
     diff_id: str
+    fingerprint: str
     size: int
     inodes: int
     implied: tuple[str, ...]
@@ -117,7 +118,7 @@ class Layers:
         inherits_root = not report.root_given and bool(below) and not await self.has_plain_root(below[-1])
         implied = ("", *report.implied) if inherits_root else report.implied
         needs_parents = bool(implied or report.links or report.whiteouts or report.root_opaque)
-        size, inodes = report.size, report.inodes
+        size, inodes, fingerprint = report.size, report.inodes, report.fingerprint
         if needs_parents:
             arguments = {
                 "implied": implied if below else (),
@@ -128,7 +129,7 @@ class Layers:
             }
             paths = (unpacked.directory, self._layout.layers)
             added = await self._run("settle", arguments, paths, unpacked.what, timeout=_SETTLE_SECONDS)
-            size, inodes = size + added["size"], inodes + added["inodes"]
+            size, inodes, fingerprint = size + added["size"], inodes + added["inodes"], added["fingerprint"]
         try:
             await to_the_end(asyncio.to_thread(unpacked.directory.rename, self._layout.layer(unpacked.number)))
         except asyncio.CancelledError:
@@ -141,6 +142,7 @@ class Layers:
             size=size,
             inodes=inodes,
             needs_parents=needs_parents,
+            fingerprint=fingerprint,
             inherits_root=not report.root_given,
         )
 
@@ -159,19 +161,17 @@ class Layers:
     async def damage(self, record: LayerRecord) -> str:
         """Look at a layer: what is wrong with it, empty when nothing is.
 
-        There is no digest of a directory. What is found is a layer that is gone, cannot be read, or was emptied: less
-        than half of what was unpacked; exactly as much it is not where an archive names the same place twice.
+        Found is all that changes a name, a size, a time or an attribute. Not read again is what is in the files.
         """
         path = self.path(record)
         if not await asyncio.to_thread(path.is_dir):
             return "is not there"
         try:
-            size, inodes = await threads.await_in_new_thread(lambda: fs.contents(path))
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        if inodes < record.inodes // 2 or size < record.size // 2:
-            return f"has {inodes} files with {size} bytes, {record.inodes} with {record.size} were unpacked"
-        return ""
+            async with self._workers:
+                found = await self._run("fingerprint", {}, (path,), str(path))
+        except (CriShimError, OSError) as error:
+            return f"cannot be read: {error}"
+        return "" if record.fingerprint in {"", found["fingerprint"]} else "is not as it was unpacked"
 
     async def strangers(self, known: Collection[int]) -> list[Path]:
         """Directories that are neither these layers nor being made."""

@@ -61,7 +61,7 @@ def add_commands(parsers: Parsers) -> None:
     verb.add_argument("images", metavar="IMAGE", nargs="+")
     verb.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
 
-    verb = _verb(verbs, "check", _check, "hash every blob again, and look at every layer and record; 1 for a problem")
+    verb = _verb(verbs, "check", _check, "hash every blob again, look at the tree of every layer; 1 for a problem")
     verb.add_argument("--repair", action="store_true", help="remove what is damaged and fetch its images again")
 
     verb = _verb(verbs, "prune", _prune, "remove every image that no container uses and that is not pinned")

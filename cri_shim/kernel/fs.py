@@ -26,7 +26,6 @@ _RESOLVE_TRIES: Final = 32
 _GET_FLAGS: Final = 0x80086601
 _SET_FLAGS: Final = 0x40086602
 _TOP_DIRECTORY: Final = 0x00020000
-_PAGE: Final = 4096
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = False) -> None:
@@ -174,26 +173,6 @@ def usage(path: Path, pause: Callable[[], object] = lambda: None) -> tuple[int, 
                     seen.add(identity)
                 total += status.st_blocks * _BLOCK
                 inodes += 1
-    return total, inodes
-
-
-def contents(path: Path) -> tuple[int, int]:
-    """Bytes of the files below `path`, in whole pages, with a page for each directory, and the number of both.
-
-    Unlike `usage` a directory that cannot be read is an OSError, and what is allocated does not count.
-    """
-    total, inodes = 0, 0
-    pending = [os.fspath(path)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                inodes += 1
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(entry.path)
-                    total += _PAGE
-                elif stat.S_ISREG(status.st_mode):
-                    total += (status.st_size + _PAGE - 1) // _PAGE * _PAGE
     return total, inodes
 
 

@@ -105,6 +105,8 @@ class LayerRecord(msgspec.Struct, frozen=True):
     inodes: int
     needs_parents: bool = False
     """It has directories or hardlinks of the layers below it, or hides what they have."""
+    fingerprint: str = ""
+    """Of the directory as it was unpacked (`cri_shim.zygote.fingerprint`); empty where an earlier version made it."""
     inherits_root: bool = False
     """The archive says nothing about the root directory: over lower layers with an unusual root it needs them."""
 

@@ -16,6 +16,8 @@ import os
 import stat
 from typing import Any, NamedTuple
 
+from cri_shim.zygote.chroot import enter
+from cri_shim.zygote.fingerprint import of_tree
 from cri_shim.zygote.tree import (
     Link,
     TreeError,
@@ -26,7 +28,6 @@ from cri_shim.zygote.tree import (
     set_attributes,
     set_xattrs,
 )
-from cri_shim.zygote.unpack import enter
 
 _MAX_SYMLINKS = 40
 _PAGE = 4096
@@ -37,7 +38,7 @@ def settle(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Complete the layer `fds[0]` from `lowers`, names in the directory `fds[1]`, nearest first.
 
     `implied`, `links`, `whiteouts` and `root_opaque` are what `unpack` returned, the root being the empty path. The
-    result is the additional `size` and `inodes`.
+    result is the additional `size` and `inodes`, and the `fingerprint` of what has come out.
     """
     own, layers = fds
     lowers = [
@@ -55,7 +56,7 @@ def settle(arguments: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     for path, *link in arguments["links"]:
         settler.settle_link(path, Link(*link))
     settler.finish()
-    return {"size": settler.size, "inodes": settler.inodes}
+    return {"size": settler.size, "inodes": settler.inodes, "fingerprint": of_tree()}
 
 
 class _Found(NamedTuple):

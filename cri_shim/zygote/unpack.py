@@ -8,10 +8,11 @@ chroot nothing is imported or looked up by a path of the host, since every path 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from cri_shim.wire.layer_tar import BLOCK, Entry, EntryReader, LayerFormatError, padded
+from cri_shim.zygote.chroot import enter
+from cri_shim.zygote.fingerprint import of_tree
 from cri_shim.zygote.stream import Growing, LayerStream, StreamError
 from cri_shim.zygote.tree import Tree, TreeError
 
@@ -22,7 +23,8 @@ def unpack(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Unpack the blob `fds[1]` into the empty directory `fds[0]`, while it grows: `fds[2]` is its pipe of progress.
 
     The result: `diff_id`; `size` and `inodes`, as made; what only lower layers can tell: `implied` directories, `links`
-    to files that are not here, `whiteouts`, and whether the root directory is `root_given` or `root_opaque`.
+    to files that are not here, `whiteouts`, and whether the root directory is `root_given` or `root_opaque`. With
+    nothing left to tell, the `fingerprint`; else it is empty.
     """
     directory, blob, progress = fds
     stream = LayerStream(Growing(blob, progress))
@@ -31,7 +33,9 @@ def unpack(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     _apply(stream, tree)
     diff_id = stream.finish()
     tree.finish()
+    is_whole = not (tree.implied or tree.links or tree.whiteouts or tree.root_opaque)
     return {
+        "fingerprint": of_tree() if is_whole else "",
         "diff_id": diff_id,
         "size": tree.size,
         "inodes": tree.inodes,
@@ -41,16 +45,6 @@ def unpack(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         "root_given": tree.root_given,
         "root_opaque": tree.root_opaque,
     }
-
-
-def enter(directory: int) -> None:
-    """Make `directory` the root of this process, for good, and give up importing."""
-    sys.path.clear()
-    sys.path_hooks.clear()
-    sys.meta_path.clear()
-    os.fchdir(directory)
-    os.chroot(".")
-    os.umask(0)
 
 
 def _apply(stream: LayerStream, tree: Tree) -> None:

@@ -98,11 +98,10 @@ DAMAGE: dict[str, tuple[Callable[[Node], object], str]] = {
     "a config cut short": (lambda node: os.truncate(blob(node, LINUX.id), 7), "has 7 bytes, not"),
     "no manifest": (lambda node: blob(node, LINUX.digest).unlink(), "cannot be read: No such file"),
     "no layer": (lambda node: shutil.rmtree(layer(node, 0)), "is not there"),
-    "an empty layer": (lambda node: shutil.rmtree(layer(node, 0) / "etc"), "has 0 files with 0 bytes, 7 with"),
-    "empty files": (
-        lambda node: empty(layer(node, 0) / "etc"),
-        "7 files with 4096 bytes",
-    ),
+    "an empty layer": (lambda node: shutil.rmtree(layer(node, 0) / "etc"), "is not as it was unpacked"),
+    "empty files": (lambda node: empty(layer(node, 0) / "etc"), "is not as it was unpacked"),
+    "another mode": (lambda node: (layer(node, 1) / "etc/issue").chmod(0o600), "is not as it was unpacked"),
+    "one more file": (lambda node: (layer(node, 0) / "etc/more").touch(), "is not as it was unpacked"),
 }
 
 

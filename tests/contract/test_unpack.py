@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -82,13 +83,17 @@ async def test_the_content_says_how_it_is_compressed(stack: LayerStack, media_ty
 
 
 async def test_long_and_odd_names(stack: LayerStack) -> None:
-    long = "/".join(["d" * 200] * 5)
+    long = "/".join(["d" * 200] * 20)
+    longest = f"{long}/{'f' * (4095 - len(long) - 1)}"
     odd = b"caf\xe9\n\x01".decode("utf-8", "surrogateescape")
-    (record,) = await stack.unpack(layer([file(f"{long}/f", b"1"), file(odd, b"2"), file("ключ", b"3")]))
+    (record,) = await stack.unpack(layer([file(longest, b"1"), file(odd, b"2"), file("ключ", b"3")]))
     root = os.fsencode(stack.layers.path(record))
-    assert Path(os.fsdecode(root), long, "f").read_bytes() == b"1"
+    with contextlib.chdir(root):
+        assert Path(longest).read_bytes() == b"1"
     assert sorted(os.listdir(root))[-2:] == [b"d" * 200, "ключ".encode()]
     assert b"caf\xe9\n\x01" in os.listdir(root)
+    await stack.layers.remove(record.number)
+    assert stack.left() == []
 
 
 async def test_a_later_entry_replaces_an_earlier_one(stack: LayerStack) -> None:
