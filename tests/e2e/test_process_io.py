@@ -172,7 +172,8 @@ def test_a_first_process_that_ignores_the_signal_is_killed_after_the_grace(share
 
 def test_a_shorter_grace_wins_over_a_longer_one(shared_lab: Lab, handler: str) -> None:
     lab, pod = shared_lab, shared_lab.pod(handler)
-    container = lab.cri.run(pod, lab.shell("trap 'echo asked' TERM; while :; do sleep 0.05; done"))
+    container = lab.cri.run(pod, lab.shell("trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done"))
+    lab.cri.wait_log(container, "ready")
     request = pb.StopContainerRequest(container_id=container, timeout=50)
     patient = lab.cri.runtime.StopContainer.future(request, timeout=60)
     lab.cri.wait_log(container, "asked")
@@ -180,7 +181,7 @@ def test_a_shorter_grace_wins_over_a_longer_one(shared_lab: Lab, handler: str) -
     lab.cri.stop(container, grace=1)
     assert time.monotonic() - begin < 4
     patient.result(5)
-    assert whole_lines(lab.cri.log(container)) == ["asked"]
+    assert whole_lines(lab.cri.log(container)) == ["ready", "asked"]
 
 
 def test_an_exec_ends_with_its_container(shared_lab: Lab, handler: str) -> None:
