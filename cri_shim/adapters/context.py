@@ -34,6 +34,6 @@ class HandlerContext:
     apparmor: AppArmor
     """The default profile and those that are loaded."""
     starts: Pace
-    """Turns for starting a container, or a further process in one."""
+    """Turns for calling a runtime: to create, start or delete a container, and for a further process in one."""
     exited: Callable[[ContainerId, Exit], None]
     """Called in the event loop when a started container has ended, exactly once."""

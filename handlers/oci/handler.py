@@ -191,7 +191,8 @@ class OciHandler:
             await self._monitors.end(container.supervised.launch, container.supervised.child)
             if container.watch is not None:
                 await asyncio.wait([container.watch])  # so that the end was told before this returns
-        await self._runtime.delete(container_id, files.runtime_log)
+        async with self._context.starts.turn():
+            await self._runtime.delete(container_id, files.runtime_log)
         await asyncio.to_thread(self._context.cgroups.remove, cgroup_parent, container_id)
         self._containers.pop(container_id, None)
 
