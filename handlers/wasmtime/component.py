@@ -29,8 +29,11 @@ from handlers.wasmtime.wasip2.world import new_world
 
 _RUN: Final = "wasi:cli/run@0.2."
 _HTTP: Final = "wasi:http/incoming-handler@0.2."
-_NETWORK: Final = ("wasi:sockets/tcp-create-", "wasi:sockets/udp-create-", "wasi:sockets/ip-name-lookup@")
-"""Who imports others of these only, as adapters of preview 1 do, has no socket to use them on."""
+_NETWORK: Final = (
+    *("wasi:sockets/tcp-create-", "wasi:sockets/udp-create-", "wasi:sockets/ip-name-lookup@"),
+    "wasi:http/",
+)
+"""Who imports other sockets only, as adapters of preview 1 do, has no socket to use them on."""
 _NATIVE: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 _FAILED: Final = 1
 

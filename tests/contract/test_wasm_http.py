@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -161,6 +164,41 @@ async def test_the_trap_in_the_log_says_where(bench: WasmBench, port: int) -> No
     await asyncio.to_thread(ask, port, "/trap")
     await bench.said(plan, "wasm trap")
     assert any("main!deeper" in line for line in bench.text(plan))
+
+
+async def test_it_asks_other_servers(bench: WasmBench, port: int) -> None:
+    """Here itself, from another instance; by names too, in the empty root that a worker has."""
+    bench.pod.hosts.write_text("127.0.0.1 localhost\n")
+    await bench.begin(proxy(bench, port))
+    for host in ("127.0.0.1", "localhost"):
+        answer = await asyncio.to_thread(ask, port, f"/ask/{host}:{port}/ask/{host}:{port}/hello")
+        assert (answer.status, answer.body) == (200, HELLO)
+    assert (await asyncio.to_thread(ask, port, f"/ask/127.0.0.1:{port}/trap")).body == b"the component cannot answer\n"
+
+
+async def test_what_it_cannot_reach_is_told_by_its_code(bench: WasmBench, port: int, tmp_path: Path) -> None:
+    bench.pod.hosts.write_text("127.0.0.1 localhost\n")
+    plan = await bench.begin(proxy(bench, port))
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    command = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", "key", "-out", "cert")
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+
+    def refuse_trust(server: socket.socket) -> None:
+        with contextlib.suppress(ssl.SSLError), server.accept()[0] as connection:
+            context.wrap_socket(connection, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+        unknown = server.getsockname()[1]
+        meeting = asyncio.create_task(asyncio.to_thread(refuse_trust, server))
+        assert (await asyncio.to_thread(ask, port, f"/bid/localhost:{unknown}/")).status == 502
+        await meeting
+    assert (await asyncio.to_thread(ask, port, f"/ask/127.0.0.1:{unknown}/")).status == 502
+    assert (await asyncio.to_thread(ask, port, "/ask/no_such_host.invalid:80/")).status in {502, 504}
+    for code in ("TLS-certificate-error", "connection-refused", "DNS-"):
+        await bench.said(plan, f"the component answered with the error {code}")
 
 
 async def test_a_response_that_breaks_off_is_not_taken_for_whole(bench: WasmBench, port: int) -> None:

@@ -64,6 +64,7 @@ _IMPORTS: Final = f"""
   (import "wasi:http/types@0.2.0" (instance $http
     (alias outer 1 $is (type $i)) (export "input-stream" (type $i2 (eq $i)))
     (alias outer 1 $os (type $o)) (export "output-stream" (type $o2 (eq $o)))
+    (alias outer 1 $pollable (type $p)) (export "pollable" (type $p2 (eq $p)))
     (export "fields" (type $fields (sub resource)))
     (export "[constructor]fields" (func (result (own $fields))))
     (export "incoming-body" (type $ib (sub resource)))
@@ -80,11 +81,39 @@ _IMPORTS: Final = f"""
     (export "outgoing-response" (type $response (sub resource)))
     (export "[constructor]outgoing-response" (func (param "headers" (own $fields)) (result (own $response))))
     (export "[method]outgoing-response.body" (func (param "self" (borrow $response)) (result (result (own $ob)))))
+    (type $scheme (variant (case "HTTP") (case "HTTPS") (case "other" string)))
+    (export "scheme" (type $scheme2 (eq $scheme)))
+    (export "outgoing-request" (type $asked (sub resource)))
+    (export "[constructor]outgoing-request" (func (param "headers" (own $fields)) (result (own $asked))))
+    (export "[method]outgoing-request.set-scheme"
+      (func (param "self" (borrow $asked)) (param "scheme" (option $scheme2)) (result (result))))
+    (export "[method]outgoing-request.set-authority"
+      (func (param "self" (borrow $asked)) (param "authority" (option string)) (result (result))))
+    (export "[method]outgoing-request.set-path-with-query"
+      (func (param "self" (borrow $asked)) (param "path-with-query" (option string)) (result (result))))
+    (export "request-options" (type (sub resource)))
+    (export "incoming-response" (type $got (sub resource)))
+    (export "[method]incoming-response.consume" (func (param "self" (borrow $got)) (result (result (own $ib)))))
+    (export "future-incoming-response" (type $future (sub resource)))
+    (export "[method]future-incoming-response.subscribe" (func (param "self" (borrow $future)) (result (own $p2))))
+    (export "[method]future-incoming-response.get"
+      (func (param "self" (borrow $future)) (result (option (result (result (own $got) (error $code2)))))))
     (export "response-outparam" (type $out (sub resource)))
     (export "[static]response-outparam.set"
       (func (param "param" (own $out)) (param "response" (result (own $response) (error $code2)))))))
   (alias export $http "incoming-request" (type $request))
   (alias export $http "response-outparam" (type $out))
+  (alias export $http "outgoing-request" (type $asked))
+  (alias export $http "request-options" (type $options))
+  (alias export $http "future-incoming-response" (type $future))
+  (alias export $http "error-code" (type $code))
+  (import "wasi:http/outgoing-handler@0.2.0" (instance $outgoing
+    (alias outer 1 $asked (type $a)) (export "outgoing-request" (type $asked2 (eq $a)))
+    (alias outer 1 $options (type $o)) (export "request-options" (type $options2 (eq $o)))
+    (alias outer 1 $future (type $f)) (export "future-incoming-response" (type $future2 (eq $f)))
+    (alias outer 1 $code (type $c)) (export "error-code" (type $code2 (eq $c)))
+    (export "handle" (func (param "request" (own $asked2)) (param "options" (option (own $options2)))
+      (result (result (own $future2) (error $code2)))))))
 """
 
 _LOWERED: Final = {
@@ -104,6 +133,14 @@ _LOWERED: Final = {
     "finish": ("http", "[static]outgoing-body.finish", "(param i32 i32 i32 i32)"),
     "response": ("http", "[constructor]outgoing-response", "(param i32) (result i32)"),
     "body": ("http", "[method]outgoing-response.body", "(param i32 i32)"),
+    "request": ("http", "[constructor]outgoing-request", "(param i32) (result i32)"),
+    "scheme": ("http", "[method]outgoing-request.set-scheme", "(param i32 i32 i32 i32 i32) (result i32)"),
+    "authority": ("http", "[method]outgoing-request.set-authority", "(param i32 i32 i32 i32) (result i32)"),
+    "target": ("http", "[method]outgoing-request.set-path-with-query", "(param i32 i32 i32 i32) (result i32)"),
+    "send": ("outgoing", "handle", "(param i32 i32 i32 i32)"),
+    "coming": ("http", "[method]future-incoming-response.subscribe", "(param i32) (result i32)"),
+    "get": ("http", "[method]future-incoming-response.get", "(param i32 i32)"),
+    "content": ("http", "[method]incoming-response.consume", "(param i32 i32)"),
     "set": ("http", "[static]response-outparam.set", "(param i32 i32 i32 i32 i64 i32 i32 i32 i32)"),
 }
 
@@ -126,9 +163,37 @@ _MAIN: Final = """
     (local.set $stream (i32.load (i32.const 20)))
     (call $put (local.get $stream) (local.get $at) (local.get $size) (i32.const 16))
     (call $end (local.get $stream)))
-  (func $copy (param $request i32) (param $out i32) (local $from i32) (local $to i32) (local $at i32) (local $left i32)
+  (func $echo (param $request i32) (param $out i32)
     (call $consume (local.get $request) (i32.const 16))
-    (call $stream (i32.load (i32.const 20)) (i32.const 16))
+    (call $copy (i32.load (i32.const 20)) (local.get $out)))
+  (func $ask (param $out i32) (param $scheme i32) (param $at i32) (param $end i32) ;; at: HOST:PORT/PATH, to its end
+    (local $request i32) (local $slash i32) (local $future i32)
+    (local.set $slash (local.get $at))
+    (block $found (loop $next
+      (br_if $found (i32.eq (i32.load8_u (local.get $slash)) (i32.const 47)))
+      (local.set $slash (i32.add (local.get $slash) (i32.const 1)))
+      (br $next)))
+    (local.set $request (call $request (call $fields)))
+    (drop (call $scheme (local.get $request) (i32.const 1) (local.get $scheme) (i32.const 0) (i32.const 0)))
+    (drop (call $authority (local.get $request) (i32.const 1) (local.get $at)
+      (i32.sub (local.get $slash) (local.get $at))))
+    (drop (call $target (local.get $request) (i32.const 1) (local.get $slash)
+      (i32.sub (local.get $end) (local.get $slash))))
+    (call $send (local.get $request) (i32.const 0) (i32.const 0) (i32.const 512))
+    (if (i32.load8_u (i32.const 512)) (then
+      (call $refuse (local.get $out) (i32.load8_u (i32.const 520))) (return)))
+    (local.set $future (i32.load (i32.const 520)))
+    (call $block (call $coming (local.get $future)))
+    (call $get (local.get $future) (i32.const 512))
+    (if (i32.load8_u (i32.const 528)) (then
+      (call $refuse (local.get $out) (i32.load8_u (i32.const 536))) (return)))
+    (call $content (i32.load (i32.const 536)) (i32.const 16))
+    (call $copy (i32.load (i32.const 20)) (local.get $out)))
+  (func $refuse (param $out i32) (param $code i32)
+    (call $set (local.get $out) (i32.const 1) (local.get $code) (i32.const 0)
+      (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))
+  (func $copy (param $body i32) (param $out i32) (local $from i32) (local $to i32) (local $at i32) (local $left i32)
+    (call $stream (local.get $body) (i32.const 16))
     (local.set $from (i32.load (i32.const 20)))
     (call $answer (local.get $out))
     (local.set $to (i32.load (i32.const 20)))
@@ -148,13 +213,19 @@ _MAIN: Final = """
   (func $least (param $a i32) (param $b i32) (result i32)
     (select (local.get $a) (local.get $b) (i32.lt_u (local.get $a) (local.get $b))))
   (func $deeper unreachable)
-  (func (export "handle") (param $request i32) (param $out i32) (local $letter i32)
+  (func (export "handle") (param $request i32) (param $out i32) (local $letter i32) (local $at i32) (local $end i32)
     (call $path (local.get $request) (i32.const 16))
-    (local.set $letter (i32.load8_u offset=1 (i32.load (i32.const 20))))
+    (local.set $at (i32.load (i32.const 20)))
+    (local.set $end (i32.add (local.get $at) (i32.load (i32.const 24))))
+    (local.set $letter (i32.load8_u offset=1 (local.get $at)))
+    (if (i32.eq (local.get $letter) (i32.const 97)) (then ;; ask/HOST:PORT/PATH: another server, by HTTP
+      (call $ask (local.get $out) (i32.const 0) (i32.add (local.get $at) (i32.const 5)) (local.get $end))))
+    (if (i32.eq (local.get $letter) (i32.const 98)) (then ;; bid/HOST:PORT/PATH: by HTTPS
+      (call $ask (local.get $out) (i32.const 1) (i32.add (local.get $at) (i32.const 5)) (local.get $end))))
     (if (i32.eq (local.get $letter) (i32.const 104)) (then ;; hello
       (call $whole (local.get $out) (i32.const 1024) (i32.const 23))))
     (if (i32.eq (local.get $letter) (i32.const 101)) (then ;; echo
-      (call $copy (local.get $request) (local.get $out))))
+      (call $echo (local.get $request) (local.get $out))))
     (if (i32.eq (local.get $letter) (i32.const 112)) (then ;; print
       (call $put (call $stdout) (i32.const 1024) (i32.const 23) (i32.const 16))
       (call $whole (local.get $out) (i32.const 1024) (i32.const 23))))
@@ -164,8 +235,7 @@ _MAIN: Final = """
         (i32.load offset=8 (i32.load (i32.const 16))) (i32.load offset=12 (i32.load (i32.const 16))))))
     (if (i32.eq (local.get $letter) (i32.const 116)) (then (call $deeper))) ;; trap
     (if (i32.eq (local.get $letter) (i32.const 102)) (then ;; fail: internal-error without a text
-      (call $set (local.get $out) (i32.const 1) (i32.const 38) (i32.const 0)
-        (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))))
+      (call $refuse (local.get $out) (i32.const 38))))
     (if (i32.eq (local.get $letter) (i32.const 105)) (then ;; incomplete
       (call $answer (local.get $out))
       (call $put (i32.load (i32.const 20)) (i32.const 1024) (i32.const 23) (i32.const 16))))
@@ -208,5 +278,6 @@ def _component() -> str:
 
 
 PROXY: Final = _component()
-"""Serves `/hello`, `/echo` (the body), `/print` (on standard output too), `/variable`; does wrong at `/trap`,
+"""Serves `/hello`, `/echo` (the body), `/print` (on standard output too), `/variable`, and what other servers say:
+`/ask/HOST:PORT/PATH` by HTTP, `/bid/HOST:PORT/PATH` by HTTPS. Does wrong at `/trap`,
 `/nothing`, `/fail`, `/incomplete`, `/x` (exits); does not come back from `/spin`, `/grow` and `/wait`."""

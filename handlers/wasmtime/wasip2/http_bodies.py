@@ -6,6 +6,8 @@ that whoever receives it knows that it is not whole.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from handlers.wasmtime.wasip2.http_channel import BUFFER, Incoming, Outgoing
@@ -15,18 +17,23 @@ from handlers.wasmtime.wasip2.interface import Failure, Function, Trap, methods
 from handlers.wasmtime.wasip2.poll import Pollable
 from handlers.wasmtime.wasip2.resources import Resource
 from handlers.wasmtime.wasip2.streams import InputStream, OutputStream, StreamClosed, StreamFailed
-from handlers.wasmtime.wasip2.waiter import NEVER, Interest, Source, Waiter
+from handlers.wasmtime.wasip2.waiter import NEVER, READY, Interest, Source, Waiter
 
 _DISCARD: Final = 1 << 20
 """Bytes of a body that nobody reads which one look takes away."""
 
 
-class IncomingBody(Resource, resource=True):
-    """`incoming-body`."""
+def _stay() -> None:
+    """Of a server, whose connection is not the component's."""
 
-    def __init__(self, waiter: Waiter, body: Incoming) -> None:
+
+class IncomingBody(Resource, resource=True):
+    """`incoming-body`. `leave` is called when nobody wants more of it."""
+
+    def __init__(self, waiter: Waiter, body: Incoming, leave: Callable[[], None] = _stay) -> None:
         self._waiter = waiter
         self._body = body
+        self._leave = leave
         self._stream: _BodyInput | None = None
 
     def stream(self) -> InputStream:
@@ -44,7 +51,11 @@ class IncomingBody(Resource, resource=True):
             msg = "wasi:http/types: incoming-body.finish was called while its stream is open"
             raise Trap(msg)
         this._body.want()
-        return FutureTrailers(this._waiter, this._body)
+        return FutureTrailers(this._waiter, this._body, this._leave)
+
+    def close(self) -> None:
+        """`Resource`."""
+        self._leave()
 
 
 class _BodyInput(InputStream):
@@ -75,9 +86,10 @@ class _BodyInput(InputStream):
 class FutureTrailers(Resource, resource=True):
     """`future-trailers`: what is left of the body is discarded to get there."""
 
-    def __init__(self, waiter: Waiter, body: Incoming) -> None:
+    def __init__(self, waiter: Waiter, body: Incoming, leave: Callable[[], None] = _stay) -> None:
         self._waiter = waiter
         self._body = body
+        self._leave = leave
         self._given = False
 
     def subscribe(self) -> Pollable:
@@ -100,6 +112,10 @@ class FutureTrailers(Resource, resource=True):
         self._given = True
         return ("ok", value)
 
+    def close(self) -> None:
+        """`Resource`."""
+        self._leave()
+
 
 class _Discarded(Source):
     def __init__(self, body: Incoming) -> None:
@@ -119,7 +135,7 @@ class _Discarded(Source):
 
 
 class OutgoingBody(Resource, Source, resource=True):
-    """`outgoing-body`. Before its message is sent it takes BUFFER bytes."""
+    """`outgoing-body`. Before its message is sent it takes BUFFER bytes; `starting` is what it waits for until then."""
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
@@ -127,7 +143,10 @@ class OutgoingBody(Resource, Source, resource=True):
         self._way: Outgoing | None = None
         self._trailers: Entries | None = None
         self._stream: _BodyOutput | None = None
-        self.abandoned = False
+        self._flushing = False
+        self._error: HttpError | None = None
+        self.starting: Source | None = None
+        self.abandon: Callable[[], None] = _stay
 
     @property
     def known_size(self) -> int | None:
@@ -164,32 +183,51 @@ class OutgoingBody(Resource, Source, resource=True):
 
     def close(self) -> None:
         """`Resource`: it was dropped, and not finished."""
-        self.abandoned = True
+        self.abandon()
 
     def capacity(self) -> int:
         """See `OutputStream`. HttpError."""
+        self._go_on()
         return self._way.capacity() if self._way is not None else BUFFER - len(self._before)
 
     def take(self, data: bytes) -> None:
         """Likewise."""
+        self._flushing = False
         if self._way is not None:
             self._way.send(data)
         else:
             self._before += data
 
     def flushed(self) -> bool:
-        """Likewise. What cannot go yet has been flushed as far as it can be."""
-        return self._way is None or self._way.flushed()
+        """Likewise. What nobody has begun to send has been flushed as far as it can be."""
+        self._flushing = True
+        self._go_on()
+        return self._way.flushed() if self._way is not None else self.starting is None
 
     def interest(self) -> Interest:
         """`Source`."""
-        if self._way is not None:
-            return self._way.interest()
-        return Interest(ready=True) if self.capacity() else NEVER
+        if self.settle():
+            return READY
+        way = self._way or self.starting
+        return way.interest() if way is not None else NEVER
 
     def settle(self) -> bool:
         """`Source`."""
-        return self._way is None or self._way.settle()
+        with contextlib.suppress(HttpError):  # the call that was waited for finds it too
+            self._go_on()
+        if self._way is not None or self._error is not None:
+            return self._way is None or self._way.settle()
+        return len(self._before) < BUFFER and not (self._flushing and self.starting is not None)
+
+    def fail(self, error: HttpError) -> None:
+        """Its message will not be sent, or no further."""
+        self._error = error
+
+    def _go_on(self) -> None:
+        if self._way is None and self.starting is not None:
+            self.starting.settle()
+        if self._error is not None:
+            raise self._error
 
 
 class _BodyOutput(OutputStream):

@@ -221,7 +221,7 @@ class RequestOptions(Resource, resource=True):
 
 
 class IncomingResponse(Resource, resource=True):
-    """`incoming-response`. Dropped unread, it is the end of its connection."""
+    """`incoming-response`."""
 
     def __init__(self, status: int, headers: Fields, body: IncomingBody) -> None:
         self._status = status
@@ -242,6 +242,11 @@ class IncomingResponse(Resource, resource=True):
         if body is None:
             raise Failure
         return body
+
+    def close(self) -> None:
+        """`Resource`."""
+        if self._body is not None:
+            self._body.close()
 
 
 class Pending(Source):

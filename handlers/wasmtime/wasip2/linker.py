@@ -39,6 +39,12 @@ def _http_types(world: World) -> Interface:
     return interface(world)
 
 
+def _http_outgoing(world: World) -> Interface:
+    from handlers.wasmtime.wasip2.http_outgoing import interface  # noqa: PLC0415  likewise
+
+    return interface(world)
+
+
 _INTERFACES: Final[Mapping[str, Callable[[World], Interface]]] = {
     "wasi:cli/environment": cli.environment,
     "wasi:cli/exit": cli.leaving,
@@ -54,6 +60,7 @@ _INTERFACES: Final[Mapping[str, Callable[[World], Interface]]] = {
     "wasi:clocks/wall-clock": clocks.wall,
     "wasi:filesystem/preopens": filesystem.preopens,
     "wasi:filesystem/types": filesystem.interface,
+    "wasi:http/outgoing-handler": _http_outgoing,
     "wasi:http/types": _http_types,
     "wasi:io/error": streams.errors,
     "wasi:io/poll": poll.interface,

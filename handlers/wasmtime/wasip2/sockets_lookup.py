@@ -72,6 +72,12 @@ class Lookup(Resource, Source, resource=True):
         address = self._found.popleft()
         return address.wit[0], address.words
 
+    def found(self) -> list[Address] | None:
+        """All of them at once; None = not yet. Failure."""
+        if self._failure is not None:
+            raise Failure(self._failure)
+        return list(self._found) if self._over else None
+
     def subscribe(self) -> Pollable:
         """`resolve-address-stream.subscribe`."""
         return Pollable(self._waiter, self)
@@ -89,7 +95,7 @@ class Lookup(Resource, Source, resource=True):
 
 
 class Resolver:
-    """The threads of one guest. A lookup waits until one of them is free."""
+    """Threads. A lookup waits until one of them is free."""
 
     def __init__(self) -> None:
         self._waiting: deque[Lookup] = deque()
@@ -102,14 +108,14 @@ class Resolver:
         """Look it up. Failure when there can be no thread for it."""
         with self._lock:
             self._busy += 1
-            more = self._busy > self._threads and self._threads < _THREADS
-        if more:
-            try:
-                threading.Thread(target=self._run, daemon=True, name="lookup").start()
-                self._threads += 1
-            except RuntimeError:
-                if not self._threads:
-                    raise Failure("temporary-resolver-failure") from None
+            if self._busy > self._threads and self._threads < _THREADS:
+                try:
+                    threading.Thread(target=self._run, daemon=True, name="lookup").start()
+                    self._threads += 1
+                except RuntimeError:
+                    if not self._threads:
+                        self._busy -= 1
+                        raise Failure("temporary-resolver-failure") from None
         self._waiting.append(lookup)
         self._wanted.release()
 
@@ -134,25 +140,33 @@ def _look_up(lookup: Lookup) -> None:
         lookup.finish([address for address in found if address.is_plain])
 
 
+_resolver: Final = Resolver()
+"""Of the process, which has one guest."""
+
+
+def look_up(waiter: Waiter, name: str) -> Lookup:
+    """Begin with it; an address is its own answer. Failure when it is no name."""
+    if "\0" in name:
+        raise Failure("invalid-argument")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            packed = socket.inet_pton(family, name.removeprefix("[").removesuffix("]"))
+        except OSError:
+            continue
+        lookup = Lookup(waiter, name)
+        lookup.finish([from_native(family, (socket.inet_ntop(family, packed), 0, 0, 0))])
+        return lookup
+    lookup = Lookup(waiter, _checked(name))
+    _resolver.start(lookup)
+    return lookup
+
+
 def interface(world: World) -> Interface:
     """`wasi:sockets/ip-name-lookup`."""
     libc.load_resolver()
-    resolver = Resolver()
 
     def resolve_addresses(_network: Network, name: str) -> Lookup:
-        if "\0" in name:
-            raise Failure("invalid-argument")
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                packed = socket.inet_pton(family, name.removeprefix("[").removesuffix("]"))
-            except OSError:
-                continue
-            lookup = Lookup(world.waiter, name)
-            lookup.finish([from_native(family, (socket.inet_ntop(family, packed), 0, 0, 0))])
-            return lookup
-        lookup = Lookup(world.waiter, _checked(name))
-        resolver.start(lookup)
-        return lookup
+        return look_up(world.waiter, name)
 
     return Interface(
         {"network": Network, "pollable": Pollable, "resolve-address-stream": Lookup},
