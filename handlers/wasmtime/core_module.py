@@ -21,19 +21,17 @@ from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
 from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
+from handlers.wasmtime.memory_budget import PAGE, budget
 from handlers.wasmtime.wasi import wasi_config
 
 _INITIALIZE: Final = "_initialize"
-_PAGE: Final = 64 * 1024
-_ABOVE_LIMIT: Final = "exceeds memory limits"
-"""The engine's words when a module asks for more memory from the start than the store's limit."""
+_ABOVE_LIMIT: Final = ("exceeds memory limits", "exceeds table limits", "GC heap out of memory")
+"""The engine's words when a module asks for more from the start than the store's limits, or of its GC heap."""
 _SHOWN: Final = 20
 """Names that an error lists."""
 _WASMEDGE_SOCKETS: Final = ("sock_open", "sock_bind", "sock_listen", "sock_connect", "sock_getaddrinfo")
 """Of the functions that WasmEdge has in `wasi_snapshot_preview1` besides those of WASI (wasmedge_wasi_socket)."""
 _TABLES: Final = 4
-_TABLE_ELEMENTS: Final = 10_000_000
-_FEW_ELEMENTS: Final = 10_000
 
 
 def link_module(guest: Guest, resources: ExitStack) -> Linked:
@@ -93,10 +91,10 @@ def _how_to_link(text: str) -> str:
 
 
 def _set_limits(store: wasmtime.Store, spec: GuestSpec) -> None:
-    limit, ours = spec.memory_limit, 2 if spec.listen is not None else 0
+    ours, limits = 2 if spec.listen is not None else 0, budget(spec.memory_limit, spec.shape)
     store.set_limits(
-        memory_size=limit or -1,
-        table_elements=max(_FEW_ELEMENTS, limit // 128) if limit else _TABLE_ELEMENTS,
+        memory_size=limits.memory,
+        table_elements=limits.elements,
         instances=1 + ours,
         tables=_TABLES + ours,
         memories=1,
@@ -113,13 +111,13 @@ class _Run:
     is_library: bool
 
     def execute(self) -> Ending:
-        guest, store, memory, trap = self.guest, self.store, None, ""
+        guest, store, trap = self.guest, self.store, ""
+        exports: Mapping[str, object] | None = None
         if guest.is_stopping:
             return Ending(signal=guest.signal)
         try:
             exports = self.instantiate(store).exports(store)
-            memory = exports.get("memory")
-            guest.meter.attach(store, memory)
+            guest.meter.attach(store, exports.get("memory"))
             if self.is_library:
                 _call(store, exports[_INITIALIZE])
             _call(store, exports[guest.spec.entry.function])
@@ -127,21 +125,26 @@ class _Run:
             trap = guest.defect or str(error).strip() or type(error).__name__
             error.with_traceback(None)  # its frames hold it, and with it the module until a collection
         if guest.code is not None:
-            return Ending(code=guest.code, out_of_memory=bool(guest.code) and self._is_full(memory))
+            return Ending(code=guest.code, out_of_memory=bool(guest.code) and self._is_full(exports))
         if not trap:
-            return Ending()
-        return Ending(signal=guest.signal, trap=trap, out_of_memory=_ABOVE_LIMIT in trap or self._is_full(memory))
+            return Ending(signal=guest.signal)  # with one it has returned because its input was taken away
+        refused = any(words in trap for words in _ABOVE_LIMIT)
+        return Ending(signal=guest.signal, trap=trap, out_of_memory=refused or self._is_full(exports))
 
-    def _is_full(self, memory: object) -> bool:
-        """Whether the memory is so near its limit that the guest could not grow it by much.
+    def _is_full(self, exports: Mapping[str, object] | None) -> bool:
+        """Whether the memory, or a table, is so near its limit that the guest could not grow it by much.
 
-        The engine does not say that it refused to grow; an allocator asks for some pages more at a time.
+        The engine does not say that it refused to grow; an allocator asks for some pages more at a time. What is not
+        exported cannot be seen.
         """
-        limit = self.guest.spec.memory_limit
-        return (
-            bool(limit)
-            and isinstance(memory, wasmtime.Memory)
-            and memory.data_len(self.store) > limit - limit // 8 - _PAGE
+        if exports is None or not self.guest.spec.memory_limit:
+            return False
+        limits = budget(self.guest.spec.memory_limit, self.guest.spec.shape)
+        memories = (each.data_len(self.store) for each in exports.values() if isinstance(each, wasmtime.Memory))
+        tables = (each.size(self.store) for each in exports.values() if isinstance(each, wasmtime.Table))
+        fixed = {table.maximum for table in self.guest.spec.shape.tables}
+        return any(size > limits.memory - limits.memory // 8 - PAGE for size in memories) or any(
+            size > limits.elements - limits.elements // 8 for size in tables if size not in fixed
         )
 
 

@@ -2,7 +2,7 @@
 
 | what happened | code | reason |
 |---|---|---|
-| `_start` returned, `proc_exit(0)` | 0 | Completed |
+| `_start` returned and no signal came, `proc_exit(0)` | 0 | Completed |
 | `proc_exit(n)` | n modulo 256 | Error |
 | ended by signal n | 128 + n | Error |
 | a trap | 134, as of SIGABRT; the trap's text is the message | Error |

@@ -195,11 +195,12 @@ class Guest:
         if self.signal is None:
             self.signal = signal
         self._stopping.set()
+        # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other. Before
+        # what wakes it: no instruction of its own is to follow.
+        self.engine.increment_epoch()
         self.end_input()  # it may be waiting for some
         if self.waits is not None:
             self.waits.stop()
-        # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other.
-        self.engine.increment_epoch()
         return True
 
     def adjust(self, spec: GuestSpec) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from cri_shim.model.ids import Digest
+from cri_shim.wire.wasm_shape import UNKNOWN, Shape
 from handlers.wasmtime.quota import CpuLimit
 
 DEFAULT_FUNCTION: Final = "_start"
@@ -85,7 +86,9 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, str], ...]
     preopens: tuple[Preopen, ...]
     memory_limit: int
-    """Bytes of linear memory; 0 = none but the engine's own."""
+    """Bytes of memory, tables and GC heap together; 0 = none but the engine's own."""
+    shape: Shape = UNKNOWN
+    """What the module has that the limit is for. Of a worker it does not matter."""
     pod_memory_limit: int = 0
     """What holds where the container says nothing."""
     cpu: CpuLimit | None

@@ -50,7 +50,7 @@ from handlers.wasmtime.guest_plan import as_worker, further, guest_spec, with_li
 from handlers.wasmtime.guest_spec import STDIN, Entry, GuestSpec, Listen
 from handlers.wasmtime.in_process import Guests
 from handlers.wasmtime.limits import identity, worker_limits, worker_spec
-from handlers.wasmtime.module_file import find_further, find_module, is_component, read_head
+from handlers.wasmtime.module_file import find_further, find_module, is_component, read_head, shape_of
 from handlers.wasmtime.options import WasmtimeOptions
 from handlers.wasmtime.placement import Isolation, place
 from handlers.wasmtime.refusals import refuse, refuse_in_process
@@ -142,6 +142,7 @@ class WasmtimeHandler:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
         else:
             refuse_in_process(plan.config)
+            spec = msgspec.structs.replace(spec, shape=shape_of(Path(entry.path)))
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
         if spec.stdin:
             os.mkfifo(spec.stdin, 0o600)

@@ -7,6 +7,7 @@ text, and never code that somebody else has compiled.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import posixpath
 import stat
@@ -22,6 +23,7 @@ from cri_shim.model.errors import CannotExecute, FailedPrecondition, InvalidArgu
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
+from cri_shim.wire.wasm_shape import Shape, parse_shape
 from handlers.wasmtime.applets import NAMES, applet
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec
 from handlers.wasmtime.wasm_text import first_word
@@ -85,6 +87,12 @@ def read_head(path: Path) -> bytes:
     """As much of a file as `is_component` wants."""
     with path.open("rb") as file:
         return file.read(_HEAD)
+
+
+def shape_of(path: Path) -> Shape:
+    """What a core module keeps data in. OSError."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return parse_shape(content)
 
 
 def find_further(spec: GuestSpec, word: str) -> Entry | None:

@@ -61,6 +61,7 @@ def test_signals_act_as_by_default_and_the_stop_signal_always() -> None:
     ("ending", "ended"),
     [
         (Ending(), Exit(code=0, at=9, reason=Reason.COMPLETED)),
+        (Ending(signal=15), Exit(code=143, at=9, reason=Reason.ERROR)),
         (Ending(code=0, signal=15), Exit(code=0, at=9, reason=Reason.COMPLETED)),
         (Ending(code=3), Exit(code=3, at=9, reason=Reason.ERROR)),
         (Ending(code=3, signal=15), Exit(code=3, at=9, reason=Reason.ERROR)),

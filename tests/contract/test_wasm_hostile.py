@@ -1,0 +1,331 @@
+"""Guests that mean harm, in the daemon and in a process of their own: what becomes of them, and that nothing is left.
+
+Not the daemon around them (`tests/e2e/test_wasm_hostile.py`). Small numbers by default, those of the requirement under
+`scripts/test --full`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from cri_shim.model.container import Reason
+from cri_shim.model.errors import CriShimError
+from handlers.wasmtime.compile import write_compiled
+from handlers.wasmtime.guest_spec import Entry
+from tests.contract.handler_suite import until
+from tests.contract.wasm_bench import WasmBench, descriptors, limited, mount, worker_bench
+from tests.support import hostile, leftovers, wasm
+from tests.support.scale import count, seeded
+
+pytestmark = pytest.mark.root
+
+LIMIT = 10 << 20
+_log = logging.getLogger(__name__)
+"""Figures: `--log-cli-level=info` shows them."""
+
+
+@pytest.fixture(params=["in-process", "process"])
+async def bench(
+    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
+) -> AsyncIterator[WasmBench]:
+    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/hostile"
+    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def in_process(bench: WasmBench) -> bool:
+    return not bench.programs.outlives_daemon
+
+
+def anonymous_kib() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    "guest",
+    [
+        pytest.param(wasm.TOUCHING_HOG, id="one memory"),
+        pytest.param(hostile.GC_HEAP, id="GC heap"),
+        pytest.param(hostile.GC_HEAP_AND_MEMORY, id="GC heap and memory"),
+        pytest.param(hostile.EXCEPTIONS, id="exceptions"),
+        pytest.param(hostile.TABLES, id="tables"),
+        pytest.param(hostile.HUGE_TABLE, id="huge table"),
+        pytest.param(wasm.HUGE, id="huge memory"),
+    ],
+)
+async def test_the_limit_is_for_all_memory_together(bench: WasmBench, in_process: bool, guest: str) -> None:
+    """And only the one that reached it is ended."""
+    bystander = await bench.begin(bench.artifact(wasm.SLEEP))
+    await bench.finish(bench.artifact(wasm.GROWN.replace("3600000000000", "1")))  # what is taken once
+    plan = bench.artifact(guest, linux=limited(LIMIT))
+    before, peak = anonymous_kib(), 0
+    await bench.begin(plan)
+    while plan.id not in bench.ends:
+        peak = max(peak, anonymous_kib() - before)
+        await asyncio.sleep(0.001)
+    ended = await bench.end_of(plan)
+    if in_process:
+        assert (ended.code, ended.reason) == (137, Reason.OOM_KILLED), ended.message
+        assert peak < (LIMIT >> 10) + 2048
+    else:
+        # What it only reserves costs a process of its own nothing: it is no lack of memory there.
+        harmless = guest == wasm.HUGE
+        assert (ended.code, ended.reason) == ((0, Reason.COMPLETED) if harmless else (137, Reason.OOM_KILLED))
+    assert bystander.id not in bench.ends
+
+
+@pytest.mark.parametrize("guest", [hostile.MANY_MEMORIES, wasm.TWO_MEMORIES, wasm.SHARED_MEMORY])
+async def test_more_than_one_memory_and_shared_ones_are_no_modules(bench: WasmBench, guest: str) -> None:
+    with pytest.raises(CriShimError, match="cannot be compiled"):
+        await bench.handler.create(bench.artifact(guest))
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize(
+    ("guest", "ready"),
+    [
+        pytest.param(wasm.SPIN, "", id="computes"),
+        pytest.param(wasm.SLEEP, "going to sleep", id="sleeps"),
+        pytest.param(wasm.ASKER, "", id="asks"),
+        pytest.param(wasm.CAT, "ready", id="reads"),
+        pytest.param(wasm.floods(0), "x", id="floods"),
+    ],
+)
+async def test_the_stop_signal_ends_it_at_once(bench: WasmBench, guest: str, ready: str) -> None:
+    """The median is held, generously for a busy machine; the figures themselves are logged."""
+    taken = []
+    for number in range(count(100, 6)):
+        plan = await bench.begin(bench.artifact(guest, stdin=guest == wasm.CAT))
+        if ready:
+            await bench.said(plan, ready)
+        else:
+            await asyncio.sleep(0.005)
+        asked = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)[number % 3]
+        begin = time.perf_counter()
+        await bench.handler.kill(plan.id, asked)
+        ended = await bench.end_of(plan)
+        taken.append((time.perf_counter() - begin) * 1000)
+        assert (ended.code, ended.reason) == (128 + asked, Reason.ERROR)
+        await bench.handler.delete(plan.id, bench.cgroup_parent)
+    _log.info("stop: p50 %.2f ms, max %.2f ms", statistics.median(taken), max(taken))
+    assert statistics.median(taken) < 250
+
+
+# Ends.
+
+
+async def test_everybody_gets_their_own_exit_code(bench: WasmBench, in_process: bool) -> None:
+    """Exit codes, traps and signals of many at once: the engine's bindings would mix them up."""
+    number = count(500, 60) if in_process else count(100, 20)
+    plans = {}
+    for each in range(number):
+        guest, args = (wasm.TRAP, ()) if each % 10 == 9 else (wasm.PROGRAMS["exit"], ("exit", str(each % 256)))
+        plans[each] = bench.artifact(guest, *args)
+        await bench.handler.create(plans[each])
+    await asyncio.gather(*(bench.handler.start(plan.id) for plan in plans.values()))
+    for each, plan in plans.items():
+        ended = await bench.end_of(plan)
+        assert ended.code == (134 if each % 10 == 9 else each % 256)
+        if each % 10 == 9:
+            assert "wasm backtrace" in ended.message
+            assert "unreachable" in "\n".join(bench.text(plan))
+
+
+async def test_deep_recursion_is_a_trap(bench: WasmBench) -> None:
+    for _ in range(count(50, 3)):
+        ended = await bench.finish(bench.artifact(wasm.RECURSE))
+        assert ended.code == 134
+        assert "call stack exhausted" in ended.message
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret",
+        "/etc/passwd",
+        "link",
+        "absolute",
+        "up/../../secret",
+        "directory/secret",
+        "magic",
+        "magic/secret",
+        "dangling",
+        "loop",
+        "directory/../../volume/../secret",
+    ],
+)
+async def test_no_path_leads_out(bench: WasmBench, tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret").write_text("secret\n")
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    outside = os.open(tmp_path, os.O_PATH)
+    for name, target in {
+        "link": "../secret",
+        "absolute": str(tmp_path / "secret"),
+        "directory": "..",
+        "magic": f"/proc/self/fd/{outside}",
+        "dangling": "../made",
+        "loop": "loop",
+    }.items():
+        (volume / name).symlink_to(target)
+    (volume / "up").mkdir()
+    mounts = [mount(volume, "/data")]
+    read = bench.artifact(wasm.prints_file(3, path), mounts=mounts)
+    assert (await bench.finish(read)).code != 0
+    assert bench.entries(read) == []
+    assert (await bench.finish(bench.artifact(wasm.writes_file(3, path, "x"), mounts=mounts))).code != 0
+    os.close(outside)
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name in {"made", "secret", "volume"}) == [
+        "secret",
+        "volume",
+    ]
+    assert (tmp_path / "secret").read_text() == "secret\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "source", "target"),
+    [
+        ("path_rename", (3, "mine"), (3, "../taken")),
+        ("path_rename", (3, "../secret"), (3, "taken")),
+        ("path_rename", (3, "mine"), (4, "moved")),
+        ("path_rename", (4, "theirs"), (3, "moved")),
+        ("path_link", (3, "../secret"), (3, "taken")),
+        ("path_link", (4, "theirs"), (3, "taken")),
+        ("path_symlink", (3, "/etc/passwd"), (3, "../taken")),
+        ("path_symlink", (3, "/etc/passwd"), (4, "taken")),
+    ],
+)
+async def test_nothing_is_moved_over_the_border(
+    bench: WasmBench, tmp_path: Path, call: str, source: tuple[int, str], target: tuple[int, str]
+) -> None:
+    """Of a directory, and of one that is read-only."""
+    (tmp_path / "secret").write_text("secret\n")
+    for name, file in (("ours", "mine"), ("readonly", "theirs")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(file)
+    mounts = [mount(tmp_path / "ours", "/a"), mount(tmp_path / "readonly", "/b", readonly=True)]
+    assert (await bench.finish(bench.artifact(hostile.moves(call, source, target), mounts=mounts))).code != 0
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["mine"]
+    assert [path.name for path in (tmp_path / "readonly").iterdir()] == ["theirs"]
+    assert not (tmp_path / "taken").exists()
+    assert (tmp_path / "secret").read_text() == "secret\n"
+
+
+# Modules.
+
+
+def mutated(module: bytes, random: random.Random) -> bytes:
+    """Some bytes changed, cut out, doubled or from elsewhere in it; the header mostly stays, or nobody reads on."""
+    data = bytearray(module)
+    first = 0 if random.random() < 0.02 else 8
+    for _ in range(random.choice((1, 1, 1, 1, 2, 8))):
+        at = random.randrange(first, len(data)) if len(data) > first else 0
+        size = random.choice((1, 1, 2, 4, 16, 64))
+        kind = random.choice((0, 0, 0, 1, 1, 1, 2, 3, 4))
+        if kind == 0:
+            data[at : at + 1] = bytes((random.randrange(256),))
+        elif kind == 1:
+            data[at : at + 1] = bytes((data[at] ^ (1 << random.randrange(8)),)) if data else b"x"
+        elif kind == 2:
+            del data[at : at + size]
+        elif kind == 3:
+            data[at:at] = data[at : at + size]
+        else:
+            other = random.randrange(len(data) or 1)
+            data[at : at + size] = data[other : other + size]
+    return bytes(data)
+
+
+SEEDS = (
+    wasm.HELLO,
+    wasm.ECHO,
+    wasm.CLOCK,
+    wasm.CAT,
+    wasm.LIBRARY,
+    wasm.GREETER,
+    wasm.prints_file(3, "file"),
+    *wasm.PROGRAMS.values(),
+    hostile.GC_HEAP,
+    hostile.TABLES,
+    hostile.EXCEPTIONS,
+)
+
+
+async def tried(bench: WasmBench, module: bytes, data: Path, ahead: Callable[[Entry], None] | None) -> bool:
+    """Whether the module could be started; it has been removed then, in either case."""
+    plan = bench.artifact(module, linux=limited(LIMIT), mounts=[mount(data, "/data")])
+    assert plan.image is not None
+    assert plan.image.wasm is not None
+    digest = plan.image.wasm.digest
+    try:
+        if ahead is not None:
+            ahead(Entry(str(bench.layout.blob(digest)), digest, ""))
+        await bench.handler.create(plan)
+        await bench.handler.start(plan.id)
+    except (CriShimError, wasmtime.WasmtimeError):
+        return False
+    else:
+        try:
+            await asyncio.wait_for(asyncio.shield(bench.end_of(plan)), 0.02)
+        except TimeoutError:
+            await bench.handler.kill(plan.id, signal.SIGKILL)
+        ended = await bench.end_of(plan)
+        assert 0 <= ended.code <= 255
+        return True
+    finally:
+        await bench.handler.delete(plan.id, bench.cgroup_parent)
+        bench.plans.remove(plan)
+        bench.layout.blob(digest).unlink()
+
+
+@pytest.mark.parametrize("compiler", ["real", "here"])
+async def test_modules_that_were_tampered_with(module_root: Path, tmp_path: Path, compiler: str) -> None:
+    """Each is refused, or runs and ends. `here`: compiled by this process, which is quicker than one for each."""
+    generator = seeded()
+    seeds = [wasm.assemble(text) for text in SEEDS]
+    data = tmp_path / "data"
+    data.mkdir()
+    async with worker_bench(module_root, tmp_path / "state", "/nowhere", isolation="in-process") as bench:
+        await bench.finish(bench.artifact(wasm.HELLO))
+        cache = bench.handler._cache  # type: ignore[attr-defined]
+
+        def ahead(entry: Entry) -> None:
+            if entry.digest in known:
+                return
+            known.add(entry.digest)
+            write_compiled(Path(entry.path).read_bytes(), cache.path(entry))
+
+        known: set[str] = set()
+        before = descriptors()
+        ran = 0
+        total = count(500, 20) if compiler == "real" else count(10_000, 200)
+        for _ in range(total):
+            module = mutated(generator.choice(seeds), generator)
+            ran += await tried(bench, module, data, ahead if compiler == "here" else None)
+        _log.info("%d of %d could be started", ran, total)
+        assert 0 < ran < total
+        await until(lambda: descriptors() <= before + 4)
+        assert [task.name for task in threading.enumerate() if task.name.startswith("wasm-")] == []
+        assert (await bench.finish(bench.artifact(wasm.HELLO))).code == 0

@@ -1,0 +1,77 @@
+"""Guests that mean harm, from Wasm text: each takes more of one thing than it may have.
+
+Those that other tests use as well are in `tests.support.wasm`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_ALLOCATE: Final = """(module (type $list (struct (field $next (ref null $list)) (field i64) (field i64)))
+  (memory (export "memory") {pages})
+  (func (export "_start") (local $all (ref null $list)) {first}
+    (loop $more (local.set $all (struct.new $list (local.get $all) (i64.const 1) (i64.const 2))) (br $more))))"""
+GC_HEAP: Final = _ALLOCATE.format(pages="1", first="")
+"""A list that never ends."""
+GC_HEAP_AND_MEMORY: Final = _ALLOCATE.format(
+    pages="1",
+    first="""(loop $fill (if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then
+      (memory.fill (i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 65536)) (i32.const 1)
+        (i32.const 65536)) (br $fill))))""",
+)
+"""Takes all the memory that it gets, and then as much once more as objects."""
+
+_GROW: Final = (
+    "(loop $more{0} (br_if $more{0} (i32.ne (table.grow ${0} (ref.null {1}) (i32.const 1000)) (i32.const -1))))"
+)
+TABLES: Final = f"""(module (memory (export "memory") 1) (table $a (export "a") 1 funcref) (table $b 1 externref)
+  (table $c 1 funcref) (table $d 1 anyref)
+  (func (export "_start") {_GROW.format("a", "func")} {_GROW.format("b", "extern")} {_GROW.format("c", "func")}
+    {_GROW.format("d", "any")} unreachable))"""
+"""Four tables that grow until they are refused."""
+HUGE_TABLE: Final = '(module (memory (export "memory") 1) (table 100000000 funcref) (func (export "_start")))'
+EXCEPTIONS: Final = """(module (tag $t (param i64)) (table $kept (export "kept") 1 exnref) (memory (export "memory") 1)
+  (func $thrown (result exnref) (block $b (result exnref)
+    (try_table (catch_all_ref $b) (throw $t (i64.const 1))) unreachable))
+  (func (export "_start") (loop $more
+    (br_if $more (i32.ne (table.grow $kept (call $thrown) (i32.const 1)) (i32.const -1)))) unreachable))"""
+"""Keeps every exception that it throws."""
+
+MANY_MEMORIES: Final = f'(module {"(memory 1000)" * 50} (func (export "_start")))'
+
+
+def opens(name: str, times: int) -> str:
+    """Opens a file of its first directory so many times, and exits with 1 + the errno that it then got, else 0."""
+    return f"""(module
+      (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+      (memory (export "memory") 1) (data (i32.const 1024) "{name}")
+      (func (export "_start") (local $left i32) (local $errno i32)
+        (local.set $left (i32.const {times}))
+        (loop $more
+          (local.set $errno (call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const {len(name)})
+            (i32.const 0) (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)))
+          (if (local.get $errno) (then (call $exit (i32.add (local.get $errno) (i32.const 1)))))
+          (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))"""
+
+
+def moves(call: str, source: tuple[int, str], target: tuple[int, str]) -> str:
+    """`path_rename`, `path_link` (a hard link) or `path_symlink` between two directories; exits with the errno."""
+    (from_fd, old), (to_fd, new) = source, target
+    if call == "path_symlink":
+        parameters, arguments = (
+            "i32 i32 i32 i32 i32",
+            f"""(i32.const 1024) (i32.const {len(old)})
+            (i32.const {to_fd}) (i32.const 2048) (i32.const {len(new)})""",
+        )
+    else:
+        flags = "(i32.const 0)" if call == "path_link" else ""
+        parameters = "i32 i32 i32 i32 i32 i32" + (" i32" if flags else "")
+        arguments = f"""(i32.const {from_fd}) {flags} (i32.const 1024) (i32.const {len(old)})
+            (i32.const {to_fd}) (i32.const 2048) (i32.const {len(new)})"""
+    return f"""(module
+      (import "wasi_snapshot_preview1" "{call}" (func $move (param {parameters}) (result i32)))
+      (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+      (memory (export "memory") 1) (data (i32.const 1024) "{old}") (data (i32.const 2048) "{new}")
+      (func (export "_start") (call $exit (call $move {arguments}))))"""
