@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from handlers.wasmtime.applets.program import Container, options
+from handlers.wasmtime.applets.options import options
+from handlers.wasmtime.applets.program import Container
 
 _NOT_FOUND: Final = 127
 _NUMBER: Final = 2

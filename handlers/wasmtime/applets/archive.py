@@ -12,7 +12,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import Final
 
-from handlers.wasmtime.applets.program import Container, UsageError, options
+from handlers.wasmtime.applets.options import UsageError, options
+from handlers.wasmtime.applets.program import Container
 from handlers.wasmtime.applets.view import Status
 
 _FAILED: Final = 2

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from handlers.wasmtime.applets.about import describe
-from handlers.wasmtime.applets.program import Container, UsageError, options
+from handlers.wasmtime.applets.options import UsageError, options
+from handlers.wasmtime.applets.program import Container
 from handlers.wasmtime.applets.view import Status
 
 _BLOCK: Final = 1 << 16

@@ -7,16 +7,15 @@ those have the program; a reader that leaves ends it by SIGPIPE, Ctrl-C by SIGIN
 from __future__ import annotations
 
 import importlib
-import locale  # noqa: F401  what getopt says of errors looks for it when no file can be reached any more
 import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from getopt import GetoptError, gnu_getopt
 from typing import Final, TextIO
 
 from handlers.wasmtime.applets import applet
 from handlers.wasmtime.applets.facts import Facts
+from handlers.wasmtime.applets.options import UsageError
 from handlers.wasmtime.applets.processes import measured
 from handlers.wasmtime.applets.view import View
 from handlers.wasmtime.guest_spec import GuestSpec
@@ -55,19 +54,6 @@ _PROGRAMS: Final = {
     "trivial": ("echo", "false", "sleep", "true"),
 }
 """By the module that has them."""
-
-
-class UsageError(Exception):
-    """The words are not what the applet takes."""
-
-
-def options(words: Sequence[str], short: str, long: Sequence[str] = ()) -> tuple[dict[str, str], list[str]]:
-    """Options (by name, `-l`, with their values) and operands. UsageError."""
-    try:
-        found, operands = gnu_getopt(list(words), short, list(long))
-    except GetoptError as error:
-        raise UsageError(str(error)) from None
-    return dict(found), operands
 
 
 def prepared(spec: GuestSpec, facts: Facts) -> Callable[[], int]:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from handlers.wasmtime.applets.program import Container, UsageError
+from handlers.wasmtime.applets.options import UsageError
+from handlers.wasmtime.applets.program import Container
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
