@@ -19,6 +19,7 @@ from handlers.wasmtime.wasip2.interface import Failure, Interface, methods
 from handlers.wasmtime.wasip2.resources import Resource
 from handlers.wasmtime.wasip2.streams import (
     CHUNK,
+    PERMIT,
     InputStream,
     IoError,
     OutputStream,
@@ -112,7 +113,7 @@ class FileOutput(OutputStream):
 
     def capacity(self) -> int:
         """`OutputStream`."""
-        return CHUNK
+        return PERMIT
 
     def send(self, data: bytes) -> None:
         """`OutputStream`."""

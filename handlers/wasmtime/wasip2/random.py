@@ -8,7 +8,7 @@ from typing import Final
 from handlers.wasmtime.wasip2.interface import Interface, Trap
 from handlers.wasmtime.wasip2.world import World
 
-_MOST: Final = 4 << 20
+_MOST: Final = 1 << 20
 """Bytes in one call."""
 
 

@@ -32,7 +32,7 @@ from handlers.wasmtime.wasip2.sockets_network import (
     new_socket,
     tried,
 )
-from handlers.wasmtime.wasip2.streams import CHUNK, InputStream, OutputStream, StreamClosed, StreamFailed
+from handlers.wasmtime.wasip2.streams import PERMIT, InputStream, OutputStream, StreamClosed, StreamFailed
 from handlers.wasmtime.wasip2.waiter import READY, Interest, Source, Waiter
 from handlers.wasmtime.wasip2.world import World
 
@@ -138,7 +138,7 @@ class TcpOutput(OutputStream):
         self._push()
         if self._ending:
             raise StreamClosed
-        return 0 if self._pending else CHUNK
+        return 0 if self._pending else PERMIT
 
     def send(self, data: bytes) -> None:
         """`OutputStream`."""

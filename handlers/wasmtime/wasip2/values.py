@@ -155,10 +155,11 @@ def _lower_bytes(_context: Context, thing: bytes, value: Any) -> None:
     value.kind = ffi.WASMTIME_COMPONENT_LIST.value
     ffi.wasmtime_component_vallist_new_uninit(ctypes.byref(value.of.list), len(thing))
     if thing:
-        address = ctypes.addressof(value.of.list.data.contents)
-        room = memoryview((ctypes.c_char * (len(thing) * _SIZE)).from_address(address)).cast("B")
+        # Of all that can be assigned to with a step, a bytearray is by far the fastest.
+        room = bytearray(len(thing) * _SIZE)
         room[::_SIZE] = _U8_KIND * len(thing)
         room[_CONTENT::_SIZE] = thing
+        ctypes.memmove(value.of.list.data, (ctypes.c_char * len(room)).from_buffer(room), len(room))
 
 
 def _tuple(wit: Any) -> Codec:
