@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, daemon: Daemon, registry: images.Regist
 def containerd(base: Path, registry: images.Registry, cni: Path) -> Iterator[int]:
     """Debian's containerd on a private directory; its pid."""
     pause = registry.push("bench/pause:1", pause_image())
-    base.mkdir()
+    base.mkdir(exist_ok=True)
     socket = base / "containerd.sock"
     command = [str(PEER), str(base), "--sandbox-image", pause, "--registry", registry.address, "--cni", str(cni)]
     with (base / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
