@@ -100,10 +100,12 @@ def kind_of_entry(layout: Layout, layers: Sequence[LayerRecord], entry: EntryPoi
 
 
 def open_module(layout: Layout, layers: Sequence[LayerRecord], entry: EntryPoint) -> int | None:
-    """The Wasm file that would be run in a container of an image, opened for reading; None without one."""
+    """The Wasm file that would be run in a container of an image, opened for reading; None without one.
+
+    For an empty word it is the one file of the working directory whose name ends with `.wasm`.
+    """
     lowers = [layout.layer(layer.number) for layer in reversed(layers)]
-    module = replace(entry, word=split_function(entry.word)[0])
-    return mounts.looking_at(lowers, layout.state, lambda root: _open_module(root, (entry, module)))
+    return mounts.looking_at(lowers, layout.state, lambda root: _open_module(root, entry))
 
 
 def entrypoint_kind(rootfs: Path, entry: EntryPoint) -> EntryKind:
@@ -128,13 +130,28 @@ def _kind(rootfs: Path, places: Iterable[str]) -> EntryKind:
     return EntryKind.MISSING
 
 
-def _open_module(rootfs: Path, entries: Sequence[EntryPoint]) -> int | None:
-    for candidate in (candidate for entry in entries for candidate in _candidates(entry)):
+def _open_module(rootfs: Path, entry: EntryPoint) -> int | None:
+    module = replace(entry, word=split_function(entry.word)[0] or _only_module(rootfs, entry.cwd))
+    for candidate in (*_candidates(entry), *_candidates(module)):
         head = _first_bytes(rootfs, candidate)
         if head is not None:
             is_module = entry_kind(head, candidate) is EntryKind.WASM
             return fs.open_in_root(rootfs, candidate, os.O_RDONLY) if is_module else None
     return None
+
+
+def _only_module(rootfs: Path, directory: str) -> str:
+    """The path of the one Wasm file in a directory; empty without one, or with several."""
+    try:
+        handle = fs.open_in_root(rootfs, directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return ""
+    try:
+        with os.scandir(handle) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(".wasm")]
+    finally:
+        os.close(handle)
+    return posixpath.join(directory, names[0]) if len(names) == 1 else ""
 
 
 def _owner_of_root(layers: Sequence[LayerRecord]) -> LayerRecord:

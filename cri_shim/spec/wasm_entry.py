@@ -16,12 +16,15 @@ from cri_shim.spec.process import process_args
 
 
 def wasm_entry(image: ImageRecord) -> EntryPoint | None:
-    """Where that file is; None for an image that shows no sign of one."""
+    """Where that file is; None for an image that shows no sign of one.
+
+    Without a command in the image the word is empty: containers say it, and if there is one module it will be that.
+    """
     config = pb.ContainerConfig()
     try:
         word = process_args(config, image)[0]
     except InvalidArgument:
-        return None  # only a container's command will say
+        return entry_point("", config, image)
     named = split_function(word)[0].endswith((".wasm", ".wat"))
     if named or image.platform.is_wasm or wasm_annotation({**image.config.labels, **image.annotations}):
         return entry_point(word, config, image)

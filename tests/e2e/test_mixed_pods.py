@@ -391,3 +391,19 @@ def test_the_module_of_an_ordinary_image_is_compiled_when_the_image_comes(lab: L
         assert compiled(lab) == ahead
         cri.remove(other)
         assert compiled(lab) == {}
+
+
+def test_the_one_module_of_an_image_without_a_command(lab: Lab, registry: images.Registry) -> None:
+    """As of `FROM scratch`, with the command in the pod."""
+    module = guests.assemble(guests.SLEEP)
+    files = [images.file("app.wasm", module), images.file("data", guests.assemble(guests.HELLO))]
+    name = registry.push("mixed/scratch:1", images.image([images.layer(files)]))
+    lab.cri.pull(name)
+    digest = images.digest(module).removeprefix("sha256:")
+    eventually(lambda: digest in compiled(lab))
+    ahead = compiled(lab)[digest]
+    for handler in ("wasm", "crun"):
+        pod = annotated(lab, handler, {VARIANT: "compat-smart"})
+        container = lab.cri.run(pod, container_config(name, "app.wasm"))
+        lab.cri.wait_log(container, "going to sleep")
+    assert compiled(lab)[digest] == ahead
