@@ -52,7 +52,6 @@ def _hides_files(config: pb.ContainerConfig) -> bool:
 
 
 _LOCALHOST: Final = pb.SecurityProfile.Localhost
-_NOT_YET: Final = "is not supported for a Wasm container yet"
 
 _RULES: Final = (
     _Rule("devices", lambda c: bool(c.devices), "a Wasm module has no access to devices"),
