@@ -23,7 +23,7 @@ from cri_shim.model.errors import CannotExecute, FailedPrecondition, InvalidArgu
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.ids import Digest
 from cri_shim.model.layout import Layout
-from cri_shim.wire.wasm_shape import Shape, parse_shape
+from cri_shim.wire.wasm_shape import Shape, Table, parse_shape
 from handlers.wasmtime.applets import NAMES, applet
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec
 from handlers.wasmtime.wasm_text import first_word
@@ -32,6 +32,8 @@ _MAGIC: Final = b"\0asm"
 _CORE_MODULE: Final = _MAGIC + b"\x01\0\0\0"
 _COMPONENT_LAYER: Final = b"\x01\0"
 """Bytes 6 and 7 of a component (component model, Binary.md); those of a core module are zero."""
+_SHAPE_OF_TEXT: Final = Shape(tables=(Table(0),) * 4)
+"""Only the compiler parses it: all that a module may have (`handlers.wasmtime.core_module`)."""
 _HEAD: Final = 4096
 """Bytes: a text may begin with a licence."""
 _NO_PROGRAM, _NO_SUCH_PROGRAM = 126, 127
@@ -92,7 +94,7 @@ def read_head(path: Path) -> bytes:
 def shape_of(path: Path) -> Shape:
     """What a core module keeps data in. OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return parse_shape(content)
+        return parse_shape(content) if content[: len(_MAGIC)] == _MAGIC else _SHAPE_OF_TEXT
 
 
 def find_further(spec: GuestSpec, word: str) -> Entry | None:

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from cri_shim.model.container import Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
 from handlers.wasmtime import cache, kind
-from tests.contract.wasm_bench import WasmBench, wasm_bench
+from tests.contract.wasm_bench import WasmBench, limited, wasm_bench
 from tests.support import wasm
 
 
@@ -115,6 +116,12 @@ async def test_a_module_as_text(bench: WasmBench, begin: str) -> None:
     assert bench.text(plan) == ["hello from wasm"]
 
 
+async def test_the_memory_limit_of_a_text(bench: WasmBench) -> None:
+    plan = bench.artifact(wasm.HOG.encode(), linux=limited(8 << 20))
+    ended = await bench.finish(plan)
+    assert (ended.code, ended.reason) == (137, Reason.OOM_KILLED)
+
+
 async def test_a_module_that_takes_for_ever_is_tried_once(
     fresh_bench: WasmBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,12 +171,13 @@ def test_options_that_are_refused(settings: dict[str, str], words: str) -> None:
 
 UNUSED = """
 import sys, threading
+from types import SimpleNamespace
 from handlers.wasmtime import kind
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.model.layout import Layout
 from pathlib import Path
 context = HandlerContext(
-    Layout(Path("/r"), Path("/s")), None, None, None, None, "", {}, frozenset(), None, None, print
+    Layout(Path("/r"), Path("/s")), SimpleNamespace(host=None), None, None, None, "", {}, frozenset(), None, None, print
 )
 handler = kind.make("wasm", kind.OPTIONS(), context)
 assert "wasmtime" not in sys.modules, "loaded"
