@@ -23,7 +23,7 @@ from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION
 from handlers.wasmtime.wasi import wasi_config
 from handlers.wasmtime.wasip2 import calls
-from handlers.wasmtime.wasip2.linker import link, not_provided
+from handlers.wasmtime.wasip2.linker import is_known, link, not_provided
 from handlers.wasmtime.wasip2.resources import Table
 from handlers.wasmtime.wasip2.world import new_world
 
@@ -34,7 +34,6 @@ _NETWORK: Final = (
     "wasi:http/",
 )
 """Who imports other sockets only, as adapters of preview 1 do, has no socket to use them on."""
-_NATIVE: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 _FAILED: Final = 1
 
 
@@ -69,7 +68,7 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
 
 def _native_linker(engine: wasmtime.Engine, imports: Iterable[str]) -> Linker:
     for name in imports:
-        if not name.startswith(_NATIVE):
+        if not is_known(name):
             raise not_provided(name)
     linker = Linker(engine)
     linker.add_wasip2()

@@ -248,12 +248,12 @@ async def test_who_exits_with_a_code_has_it(bench: WasmBench, pod: Pod, code: in
 
 
 async def test_what_nobody_provides_is_refused_by_name(bench: WasmBench, pod: Pod) -> None:
-    more = '(component (import "wasi:keyvalue/store@0.2.0-draft" (instance))'
-    for text in (wasm.component("(i32.const 0)"), components.exits(0)):
-        plan = pod.plan(text.replace("(component", more, 1))
-        await bench.handler.create(plan)
-        with pytest.raises(FailedPrecondition, match=r"imports wasi:keyvalue/store@0\.2\.0-draft, which is not provi"):
-            await bench.handler.start(plan.id)
+    for name in ("wasi:keyvalue/store@0.2.0-draft", "wasi:clocks/timezone@0.2.12", "wasi:cli/stdout@0.3.0"):
+        for text in (wasm.component("(i32.const 0)"), components.exits(0)):
+            plan = pod.plan(text.replace("(component", f'(component (import "{name}" (instance))', 1))
+            await bench.handler.create(plan)
+            with pytest.raises(FailedPrecondition, match=f"imports {name}, which is not provided"):
+                await bench.handler.start(plan.id)
 
 
 async def test_the_trap_of_a_component_on_our_host_is_told(bench: WasmBench, pod: Pod) -> None:

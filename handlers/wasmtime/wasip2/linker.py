@@ -104,9 +104,13 @@ def link(
 
 def find_interface(world: World, name: str) -> Interface | None:
     """The interface of that name, with a version; None = we have none such."""
+    return _INTERFACES[name.partition("@")[0]](world) if is_known(name) else None
+
+
+def is_known(name: str) -> bool:
+    """Whether there is one. Without the network the engine has the same."""
     base, _, version = name.partition("@")
-    make = _INTERFACES.get(base)
-    return make(world) if make is not None and version.startswith(_VERSION) else None
+    return base in _INTERFACES and version.startswith(_VERSION)
 
 
 def not_provided(name: str) -> FailedPrecondition:

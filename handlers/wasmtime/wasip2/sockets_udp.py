@@ -278,11 +278,6 @@ def _is_peer(address: Address, sock: socket.socket) -> bool:
 
 def interface(_world: World) -> Interface:
     """`wasi:sockets/udp`."""
-    options_and_more = (
-        *("start-bind", "finish-bind", "stream", "local-address", "remote-address", "address-family"),
-        *("unicast-hop-limit", "set-unicast-hop-limit", "receive-buffer-size", "set-receive-buffer-size"),
-        *("send-buffer-size", "set-send-buffer-size", "subscribe"),
-    )
     return Interface(
         {
             "udp-socket": UdpSocket,
@@ -292,7 +287,13 @@ def interface(_world: World) -> Interface:
             "pollable": Pollable,
         },
         {
-            **methods("udp-socket", UdpSocket, *options_and_more),
+            **methods(
+                "udp-socket",
+                UdpSocket,
+                *("start-bind", "finish-bind", "stream", "local-address", "remote-address", "address-family"),
+                *("unicast-hop-limit", "set-unicast-hop-limit", "receive-buffer-size", "set-receive-buffer-size"),
+                *("send-buffer-size", "set-send-buffer-size", "subscribe"),
+            ),
             **methods("incoming-datagram-stream", IncomingDatagrams, "receive", "subscribe"),
             **methods("outgoing-datagram-stream", OutgoingDatagrams, "check-send", "send", "subscribe"),
         },
