@@ -10,6 +10,7 @@ know nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import shutil
@@ -72,11 +73,17 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
 
 def dismantle(work: Path) -> None:
     """Undo `arrange`, done in part or by an earlier daemon. Gone is success."""
-    if work.exists():
-        # Whole, before anything in it by its path: others can rename what is in a volume.
-        for view in (work / "root", *(work / "views").glob("*")):
-            mounts.unmount_all(view)
-        mounts.unmount_tree(work.resolve())
+    if not work.exists():
+        return
+    # Whole, before anything in it by its path: others can rename what is in a volume.
+    for view in (work / "root", *(work / "views").glob("*")):
+        mounts.unmount_all(view)
+    try:
+        fs.remove_tree(work)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        mounts.unmount_tree(work.resolve())  # reads the table of all mounts, which few containers need
         fs.remove_tree(work)
 
 
