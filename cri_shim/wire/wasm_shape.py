@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 _HEADER: Final = 8
-_TYPES, _TABLES, _MEMORIES, _TAGS = 1, 4, 5, 13
+_TYPES, _IMPORTS, _TABLES, _MEMORIES, _TAGS = 1, 2, 4, 5, 13
+_OPENS: Final = b"path_open"
 _FUNCTION: Final = 0x60
 _REFERENCES: Final = frozenset({0x63, 0x64})
 """They are followed by a heap type."""
@@ -27,6 +28,8 @@ class Bytes(Protocol):
 
     def __getitem__(self, at: int, /) -> int: ...
 
+    def find(self, what: bytes, start: int, end: int, /) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -38,11 +41,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`collects`: it has types, or exceptions, that live in a GC heap."""
+    """`collects`: it has types, or exceptions, that live in a GC heap. `opens_files`: it imports what can."""
 
     has_memory: bool = True
     tables: tuple[Table, ...] = ()
     collects: bool = True
+    opens_files: bool = True
 
 
 UNKNOWN: Final = Shape()
@@ -50,7 +54,7 @@ UNKNOWN: Final = Shape()
 
 def parse_shape(module: Bytes) -> Shape:
     """Of a module in the binary format."""
-    has_memory, tables, collects = False, tuple[Table, ...](), False
+    has_memory, tables, collects, opens_files = False, tuple[Table, ...](), False, False
     reader = _Reader(module, _HEADER)
     try:
         while reader.at < len(module):
@@ -58,6 +62,8 @@ def parse_shape(module: Bytes) -> Shape:
             end = reader.at + size
             if section == _TYPES:
                 collects = collects or _has_collected_types(reader)
+            elif section == _IMPORTS:
+                opens_files = module.find(_OPENS, reader.at, end) >= 0
             elif section == _TABLES:
                 tables = _parse_tables(reader)
             elif section == _MEMORIES:
@@ -67,7 +73,7 @@ def parse_shape(module: Bytes) -> Shape:
             reader.at = end
     except (IndexError, ValueError):
         return Shape(tables=tables)
-    return Shape(has_memory, tables, collects)
+    return Shape(has_memory, tables, collects, opens_files)
 
 
 class _Reader:

@@ -39,7 +39,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True):
-    """What a guest listens on: descriptors 3, 4, … in this order. `netns`: a path; empty = the host's, or the worker's.
+    """What a guest listens on: descriptors 3, 4, … in this order; none = only its files are counted.
+
+    `netns`: a path; empty = the host's, or the worker's.
 
     `front` and `back` are the compiled forms of `handlers.wasmtime.forward`, `nothing` is an empty directory.
     """

@@ -142,15 +142,22 @@ class WasmtimeHandler:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
         else:
             refuse_in_process(plan.config)
-            spec = msgspec.structs.replace(spec, shape=shape_of(Path(entry.path)))
+            spec = self._in_process(plan, spec)
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
         if spec.stdin:
             os.mkfifo(spec.stdin, 0o600)
         return self._look_up(spec, plan.stop_signal, plan.image.id if plan.image is not None else None)
 
+    def _in_process(self, plan: ContainerPlan, spec: GuestSpec) -> GuestSpec:
+        """What the daemon has to hold itself against."""
+        shape = shape_of(Path(spec.entry.path))
+        counts = spec.listen is None and spec.preopens and shape.opens_files
+        return msgspec.structs.replace(spec, shape=shape, listen=self._listen(plan, ()) if counts else spec.listen)
+
     def _listen(self, plan: ContainerPlan, ports: tuple[int, ...]) -> Listen:
         nothing = plan.bundle / _WORK / "nothing"
-        nothing.mkdir(parents=True)
+        if ports:
+            nothing.mkdir(parents=True)
         front, back = (str(self._cache.path(entry)) for entry in self._cache.forwarding())
         netns = str(plan.pod.net) if plan.pod.net is not None else ""
         return Listen(ports=ports, netns=netns, front=front, back=back, nothing=str(nothing))

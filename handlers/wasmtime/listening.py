@@ -1,4 +1,4 @@
-"""Links a core module with sockets: opens what it listens on, and puts the two forwarding modules around it.
+"""Links a core module with sockets, or to count its files: opens what it listens on, and puts two modules around it.
 
 Not the functions on sockets (`handlers.wasmtime.socket_calls`). Invariant: the sockets are the pod's, whatever thread
 or process the guest runs in, and are closed when it has ended.
@@ -17,7 +17,7 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime import sockets
-from handlers.wasmtime.forward import MEMORY, TABLE, WASI
+from handlers.wasmtime.forward import MEMORY, OPENING, TABLE, WASI
 from handlers.wasmtime.guest import Guest
 from handlers.wasmtime.guest_spec import Listen
 from handlers.wasmtime.hooks import Hooked
@@ -37,15 +37,16 @@ class Parts:
 
 
 def link_sockets(guest: Guest, listen: Listen, parts: Parts, resources: ExitStack) -> Instantiate:
-    """Open the sockets and link the module with them. FailedPrecondition names a port that cannot be had."""
+    """Open the sockets, if any, and link the module with them. FailedPrecondition names a port that cannot be had."""
     opened = sockets.Sockets(_opened(listen), guest.resting)
     resources.callback(opened.close)
     guest.socket_calls = Calls(opened, has_directories=bool(guest.spec.preopens))
-    guest.wait_in(opened)
+    if listen.ports:
+        guest.wait_in(opened)
     front, back = (_load(guest, path) for path in (listen.front, listen.back))
     store = parts.store
     entry = wasmtime.Linker(guest.engine).instantiate(store, front)
-    for name in PARAMETERS:
+    for name in (*PARAMETERS, *OPENING):
         parts.linker.define(store, WASI, name, entry.exports(store)[name])
     return functools.partial(_instantiate, guest.engine, parts, back, entry, len(listen.ports))
 
@@ -71,7 +72,7 @@ def _instantiate(
     behind.define(store, "hook", "listeners", count)
     behind.define(store, "guest", MEMORY, memory)
     behind.define(store, "front", TABLE, front.exports(store)[TABLE])
-    for name in PARAMETERS:
+    for name in (*PARAMETERS, *OPENING):
         behind.define(store, "native", name, native.get(store, WASI, name))
     behind.instantiate(store, back)
     return instance

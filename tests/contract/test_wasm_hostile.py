@@ -23,6 +23,7 @@ import wasmtime
 from cri_shim.model.container import Reason
 from cri_shim.model.errors import CriShimError
 from handlers.wasmtime.compile import write_compiled
+from handlers.wasmtime.errnos import Errno
 from handlers.wasmtime.guest_spec import Entry
 from tests.contract.handler_suite import until
 from tests.contract.wasm_bench import WasmBench, descriptors, limited, mount, worker_bench
@@ -158,6 +159,28 @@ async def test_deep_recursion_is_a_trap(bench: WasmBench) -> None:
 
 
 # Files.
+
+
+async def test_files_without_end(bench: WasmBench, tmp_path: Path, in_process: bool) -> None:
+    """One guest cannot take the descriptors of the daemon, and gives back those that it had."""
+    (tmp_path / "file").write_text("content")
+    mounts = [mount(tmp_path, "/data")]
+    await bench.finish(bench.artifact(hostile.opens("file", 1), mounts=mounts))
+    before, peak = descriptors(), 0
+    plan = await bench.begin(bench.artifact(hostile.opens("file", 50_000), mounts=mounts))
+    while plan.id not in bench.ends:
+        peak = max(peak, descriptors() - before)
+        await asyncio.sleep(0.001)
+    ended = await bench.end_of(plan)
+    if in_process:
+        assert ended.code == 1 + Errno.MFILE
+        assert peak < 1200
+    else:  # it has the limit of its process
+        assert ended.code in {0, 1 + Errno.IO, 1 + Errno.MFILE}
+        assert peak < 100
+    await until(lambda: descriptors() <= before)
+    for times, close in ((1000, False), (count(50_000, 3000), True)):
+        assert (await bench.finish(bench.artifact(hostile.opens("file", times, close=close), mounts=mounts))).code == 0
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,13 @@ EXCEPTIONS: Final = """(module (tag $t (param i64)) (table $kept (export "kept")
 MANY_MEMORIES: Final = f'(module {"(memory 1000)" * 50} (func (export "_start")))'
 
 
-def opens(name: str, times: int) -> str:
+def opens(name: str, times: int, *, close: bool = False) -> str:
     """Opens a file of its first directory so many times, and exits with 1 + the errno that it then got, else 0."""
+    closes = "(drop (call $close (i32.load (i32.const 32))))" if close else ""
     return f"""(module
       (import "wasi_snapshot_preview1" "path_open"
         (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
       (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
       (memory (export "memory") 1) (data (i32.const 1024) "{name}")
       (func (export "_start") (local $left i32) (local $errno i32)
@@ -53,6 +55,7 @@ def opens(name: str, times: int) -> str:
           (local.set $errno (call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const {len(name)})
             (i32.const 0) (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)))
           (if (local.get $errno) (then (call $exit (i32.add (local.get $errno) (i32.const 1)))))
+          {closes}
           (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))"""
 
 

@@ -14,24 +14,30 @@ from tests.support import wasm
 STRUCT = "(type (struct (field i32)))"
 
 
+def shape(has_memory: bool = True, tables: tuple[Table, ...] = (), collects: bool = True) -> Shape:
+    """Of a module that opens no files."""
+    return Shape(has_memory, tables, collects, opens_files=False)
+
+
 @pytest.mark.parametrize(
-    ("text", "shape"),
+    ("text", "expected"),
     [
-        ("(module)", Shape(has_memory=False, collects=False)),
-        (wasm.HELLO, Shape(collects=False)),
-        ("(module (table 3 funcref) (table 5 9 externref))", Shape(False, (Table(3), Table(5, 9)), False)),
-        ("(module (memory 1) (table 300000 300000 funcref))", Shape(True, (Table(300000, 300000),), False)),
-        (f"(module {STRUCT})", Shape(has_memory=False)),
-        (f"(module (rec (type (func)) {STRUCT}))", Shape(has_memory=False)),
-        ("(module (type (sub final (array (mut i8)))))", Shape(has_memory=False)),
-        ("(module (type (sub (func (param i32)))))", Shape(has_memory=False, collects=False)),
-        ("(module (type $f (func)) (type (func (param (ref null $f)))))", Shape(has_memory=False, collects=False)),
-        ("(module (tag (param i32)) (memory 1))", Shape()),
+        ("(module)", shape(has_memory=False, collects=False)),
+        (wasm.HELLO, shape(collects=False)),
+        ("(module (table 3 funcref) (table 5 9 externref))", shape(False, (Table(3), Table(5, 9)), False)),
+        ("(module (memory 1) (table 300000 300000 funcref))", shape(True, (Table(300000, 300000),), False)),
+        (f"(module {STRUCT})", shape(has_memory=False)),
+        (f"(module (rec (type (func)) {STRUCT}))", shape(has_memory=False)),
+        ("(module (type (sub final (array (mut i8)))))", shape(has_memory=False)),
+        ("(module (type (sub (func (param i32)))))", shape(has_memory=False, collects=False)),
+        ("(module (type $f (func)) (type (func (param (ref null $f)))))", shape(has_memory=False, collects=False)),
+        ("(module (tag (param i32)) (memory 1))", shape()),
+        (wasm.prints_file(3, "x"), Shape(collects=False)),
         ("(module (table 2 (ref func) (ref.func $f)) (func $f))", Shape()),
     ],
 )
-def test_shapes(text: str, shape: Shape) -> None:
-    assert parse_shape(bytes(wasmtime.wat2wasm(text))) == shape
+def test_shapes(text: str, expected: Shape) -> None:
+    assert parse_shape(bytes(wasmtime.wat2wasm(text))) == expected
 
 
 @given(st.binary(max_size=64))
