@@ -1,9 +1,10 @@
-"""A Go `net/http` server as a Wasm container in a pod with an address of its own: requests a second, and its stop.
+"""Web servers as Wasm containers in a pod with an address of its own: requests a second, how long one takes, the stop.
 
-The server is `tests/guests/server`, built by the stock toolchain for WASI preview 1; its listener is its descriptor 3.
-In both placements, through the pod's address and through a port of the host. Every answer is looked at. A stop is a
-call of StopContainer, with 30 s of grace, of a server that has just answered. As root, inside `scripts/private-ns`
-(`scripts/bench/wasm-server` does that).
+One is `tests/guests/server`, Go's `net/http` built by the stock toolchain for WASI preview 1, whose listener is its
+descriptor 3, in both placements; the other a component of `wasi:http/proxy`, with a fresh instance for each request.
+Through the pod's address and through a port of the host. Every answer is looked at. A stop is a call of StopContainer,
+with 30 s of grace, of a server that has just answered; memory is the working set after all requests. As root, inside
+`scripts/private-ns` (`scripts/bench/wasm-server` does that).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from cri_shim.pb import api_pb2 as pb
@@ -26,12 +28,25 @@ from scripts.bench.wasm import HANDLERS, PLACEMENTS
 from tests.support import go_guests, images
 from tests.support.cri import Cri, Pod, container_config, pod_config
 from tests.support.daemon import Daemon
+from tests.support.wasm import assemble
+from tests.support.wasm_http import PROXY
 
 PORT = 8080
 HOST_PORT = 18097
 GRACE = 30
-REQUEST = b"GET /some/path HTTP/1.1\r\nHost: pod\r\n\r\n"
-BODY = b"hello /some/path\n"
+OK = b"HTTP/1.1 200 "
+REQUEST = b"GET /hello HTTP/1.1\r\nHost: pod\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`image`: where it was pushed; `body`: how its answer ends; `ready`: what it prints first, if anything."""
+
+    title: str
+    handler: str
+    image: str
+    body: bytes
+    ready: str
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,53 +62,64 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as clean_up:
         base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
         registry = clean_up.enter_context(images.registry(base / "registry"))
-        image = registry.push("bench/server:1", images.wasm_artifact(go_guests.build("server", base)))
+        module = registry.push("bench/server:1", images.wasm_artifact(go_guests.build("server", base)))
+        component = registry.push("bench/proxy:1", images.wasm_artifact(assemble(PROXY)))
+        servers = [
+            Server(title, handler, module, b"hello /hello\n", "serving") for title, handler in PLACEMENTS.items()
+        ]
+        servers.append(Server("wasi:http", "wasm", component, b"hello from a component\n\r\n0\r\n\r\n", ""))
         settings = {"log": {"level": "info"}, "handlers": HANDLERS}
         daemon = Daemon(base / "0", settings=settings, cgroup_parent="/cri-shim-bench-server")
         clean_up.callback(daemon.close)
         daemon.start()
         with Cri(daemon.socket, timeout=300) as cri:
-            cri.pull(image)
-            for title, handler in PLACEMENTS.items():
-                _report(title, [_round(cri, daemon, handler, image, options) for _ in range(options.rounds)])
+            for server in servers:
+                cri.pull(server.image)
+                _report(server.title, [_round(cri, daemon, server, options) for _ in range(options.rounds)])
     return 0
 
 
-def _round(cri: Cri, daemon: Daemon, handler: str, image: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    print(f"{handler}: load {os.getloadavg()[0]:.2f}", file=sys.stderr, flush=True)
+def _round(cri: Cri, daemon: Daemon, server: Server, options: argparse.Namespace) -> dict[str, list[float]]:
+    print(f"{server.title}: load {os.getloadavg()[0]:.2f}", file=sys.stderr, flush=True)
     config = pod_config("server", network=pb.POD, cgroup_parent=daemon.cgroup_parent)
     config.log_directory = str(daemon.pod_logs)
     config.annotations["cri-shim.io/listen"] = str(PORT)
     config.port_mappings.add(container_port=PORT, host_port=HOST_PORT)
-    pod = cri.run_pod(config, handler)
+    pod = cri.run_pod(config, server.handler)
     address = (cri.pod_status(pod).network.ip, PORT)
-    container = _serving(cri, pod, image, 0)
+    container = _serving(cri, pod, server, 0)
     ways = {"pod": address, "host port": ("127.0.0.1", HOST_PORT)}
-    found = {f"requests/s, {way}": [_rate(to, options.connections, options.seconds)] for way, to in ways.items()}
+    found = {}
+    for way, to in ways.items():
+        found[f"requests/s, {way}"] = [_rate(to, server, options.connections, options.seconds)]
+    found["one at a time, us"] = [1e6 / _rate(address, server, 1, options.seconds)]
+    stats = cri.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container)).stats
+    found["memory, KiB"] = [stats.memory.working_set_bytes.value / 1024]
     cri.stop(container, grace=GRACE)
-    found["stop, ms"] = [_stop(cri, pod, image, address, number) for number in range(1, options.stops + 1)]
+    found["stop, ms"] = [_stop(cri, pod, server, address, number) for number in range(1, options.stops + 1)]
     cri.remove_all_pods()
     return found
 
 
-def _serving(cri: Cri, pod: Pod, image: str, attempt: int) -> str:
-    config = container_config(image, name="server")
+def _serving(cri: Cri, pod: Pod, server: Server, attempt: int) -> str:
+    config = container_config(server.image, name="server")
     config.metadata.attempt = attempt
     container = cri.run(pod, config)
-    cri.wait_log(container, "serving")
+    if server.ready:
+        cri.wait_log(container, server.ready)
     return container
 
 
-def _stop(cri: Cri, pod: Pod, image: str, address: tuple[str, int], attempt: int) -> float:
+def _stop(cri: Cri, pod: Pod, server: Server, address: tuple[str, int], attempt: int) -> float:
     """Milliseconds from the call to its answer."""
-    container = _serving(cri, pod, image, attempt)
-    _rate(address, 1, 0)
+    container = _serving(cri, pod, server, attempt)
+    _rate(address, server, 1, 0)
     begin = time.monotonic()
     cri.stop(container, grace=GRACE)
     return (time.monotonic() - begin) * 1e3
 
 
-def _rate(address: tuple[str, int], connections: int, seconds: float) -> float:
+def _rate(address: tuple[str, int], server: Server, connections: int, seconds: float) -> float:
     """Answers a second. SystemExit when one is wrong."""
     with ExitStack() as clean_up, selectors.DefaultSelector() as waiting:
         for _ in range(connections):
@@ -107,20 +133,19 @@ def _rate(address: tuple[str, int], connections: int, seconds: float) -> float:
             if not events:
                 raise SystemExit(f"wasm-server: no answer within 10 s, after {answers}")
             for key, _ in events:
-                answers += _take(key)
+                answers += _take(key, server.body)
         return answers / (time.monotonic() - begin)
 
 
-def _take(key: selectors.SelectorKey) -> int:
+def _take(key: selectors.SelectorKey, body: bytes) -> int:
     """The next bytes of a connection; at the end of an answer the next request. Returns the number of answers."""
     connection, received = key.fileobj, key.data
     assert isinstance(connection, socket.socket)
     received += connection.recv(1 << 16)
-    head, separator, body = received.partition(b"\r\n\r\n")
-    if separator and len(body) < len(BODY):
-        return 0
-    if not head.startswith(b"HTTP/1.1 200 ") or body != BODY:
+    if not received.startswith(OK[: len(received)]):
         raise SystemExit(f"wasm-server: not the answer: {bytes(received[:200])!r}")
+    if not received.endswith(body):
+        return 0
     received.clear()
     connection.sendall(REQUEST)
     return 1

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException, IncompleteRead
@@ -20,6 +21,7 @@ import pytest
 from cri_shim.model.container import Reason, User
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
+from handlers.wasmtime.wasip2.http_places import PLACES
 from tests.contract.handler_suite import until
 from tests.contract.wasm_bench import WasmBench, worker_bench
 from tests.support import leftovers, wasm
@@ -227,6 +229,19 @@ async def test_nobody_waits_for_others(bench: WasmBench, port: int) -> None:
     finally:
         for connection in slow:
             connection.close()
+
+
+async def test_more_requests_than_places_are_all_answered(bench: WasmBench, port: int) -> None:
+    await bench.begin(proxy(bench, port))
+
+    def several() -> list[bytes]:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
+            return [asked(connection, "/hello").body for _ in range(3)]
+
+    with ThreadPoolExecutor(2 * PLACES) as clients:
+        loop = asyncio.get_running_loop()
+        answers = await asyncio.gather(*(loop.run_in_executor(clients, several) for _ in range(2 * PLACES)))
+    assert answers == [[HELLO] * 3] * (2 * PLACES)
 
 
 async def test_what_is_no_request_is_refused(bench: WasmBench, port: int) -> None:

@@ -263,6 +263,15 @@ def test_a_client_that_has_gone_is_an_error_of_the_stream(waiter: Waiter) -> Non
         error = caught.value.value[1]  # type: ignore[index]
         assert http_error_code(error) == ("connection-terminated", None)
         assert not exchange.conclude(waiter)
+        assert exchange.complaint == ""
+
+
+def test_an_error_for_a_client_that_has_gone(waiter: Waiter) -> None:
+    with exchanges() as (exchange, client):
+        client.close()
+        ResponseOutparam.set(ResponseOutparam(exchange), ("err", ("loop-detected", None)))
+        assert not exchange.conclude(waiter)
+        assert exchange.complaint == "the component answered with the error loop-detected"
 
 
 def test_trailers_come_when_the_body_has_been_read_or_not(waiter: Waiter) -> None:

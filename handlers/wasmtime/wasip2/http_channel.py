@@ -179,6 +179,8 @@ class Outgoing(Source):
         self._deadline: int | None = None
         self._error: HttpError | None = None
         self.complete = False
+        self.lost = False
+        """The peer has gone, or does not take it."""
 
     def capacity(self) -> int:
         """Bytes that `send` takes now. HttpError, from then on."""
@@ -233,12 +235,12 @@ class Outgoing(Source):
         try:
             self._channel.push()
         except HttpError as error:
-            self._error = error
+            self._error, self.lost = error, True
             raise
         if self._channel.pending < before:
             self._deadline = None
         elif self._deadline is not None and time.monotonic_ns() >= self._deadline:
-            self._error = HttpError(("connection-write-timeout", None))
+            self._error, self.lost = HttpError(("connection-write-timeout", None)), True
             raise self._error
 
 

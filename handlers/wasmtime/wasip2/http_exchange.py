@@ -5,6 +5,7 @@ Not the component. Invariant: the client gets one response, or sees that the one
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Final
@@ -41,8 +42,8 @@ class Exchange:
             self._begin(response)
             if self._outgoing is not None and not response.has_no_body:
                 response.content.go(self._outgoing)
-        except HttpError as error:
-            self.complaint = describe(error.code)
+        except HttpError:
+            pass  # the client has gone, or has been told another length: the stream of the body says so
         except UnsendableMessage as error:
             msg = f"wasi:http/types: the response cannot be sent: {error}"
             raise Trap(msg) from None
@@ -75,7 +76,8 @@ class Exchange:
     def refuse(self, code: Code) -> None:
         """`Answering`."""
         self.complaint = f"the component answered with the error {describe(code)}"
-        self._refuse(status_of(code))
+        with contextlib.suppress(HttpError):  # the client has gone
+            self._refuse(status_of(code))
 
     def _refuse(self, status: int) -> None:
         self._channel.queue(self._peer.refuse(status, "the component cannot answer", to=self.head.method))
@@ -91,13 +93,13 @@ class Exchange:
                 self._refuse(_INTERNAL_ERROR)
             outgoing = self._outgoing
             if outgoing is None or not outgoing.complete:
-                self.complaint = self.complaint or "the component has not finished its response"
+                if outgoing is not None and not outgoing.lost:
+                    self.complaint = "the component has not finished its response"
                 return False
             while not outgoing.flushed():
                 waiter.wait((outgoing,))
             return self.body.skip(_UNREAD) and self._peer.begin_again()
-        except HttpError as error:
-            self.complaint = self.complaint or f"the connection has ended: {error}"
+        except (HttpError, UnsendableMessage):  # the client has gone, which is no matter of the component's
             return False
 
 

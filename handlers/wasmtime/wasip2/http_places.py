@@ -152,7 +152,13 @@ class Places:
             place = self._free.pop() if self._free else _Place(self._service, self._resources)
             while (handed := self._queue.get()) is not None:
                 exchange, give_back = handed
-                usable = place.answer(exchange)
+                usable = False
+                try:
+                    usable = place.answer(exchange)
+                except Stopped:
+                    raise
+                except Exception as error:  # noqa: BLE001  the connection has to be given back, whatever it is
+                    self._service.say(f"wasi:http: internal error: {type(error).__name__}: {error}")
                 with self._changed:
                     self._idle += 1
                 give_back(usable)

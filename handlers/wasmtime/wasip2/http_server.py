@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import resource
 import select
 import socket
 import threading
@@ -24,7 +25,7 @@ from handlers.wasmtime.wasip2.http_exchange import Exchange
 from handlers.wasmtime.wasip2.waiter import FdSource, Timer, Waiter
 
 CONNECTIONS: Final = 1000
-"""At most so many at once; further ones wait in the backlog."""
+"""At most so many at once, and half of the descriptors that a process may have; further ones wait in the backlog."""
 _NS: Final = 1_000_000_000
 KEEP: Final = 75 * _NS
 """How long a connection waits for its next request."""
@@ -68,7 +69,9 @@ class Listening:
         self._returned: deque[tuple[Connection, bool]] = deque()
         self._lock = threading.Lock()
         self._busy = 0
+        self._most = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._accepting = False
+        self._short = False
         self.draining = False
 
     def _give_back(self, connection: Connection, usable: bool) -> None:
@@ -94,11 +97,12 @@ class Listening:
         sweep = time.monotonic_ns() + _SWEEP
         while not (self.draining and not self._busy):
             self._accept_or_not()
-            timers = (Timer(sweep),) if self._waiting else ()
+            timers = (Timer(sweep),) if self._waiting or self._short else ()
             self._waiter.wait((FdSource(self._epoll.fileno(), select.POLLIN), *timers))
             self._take_events()
             if time.monotonic_ns() >= sweep:
                 self._let_go_of_the_late()
+                self._short = False
                 sweep = time.monotonic_ns() + _SWEEP
 
     def close(self) -> None:
@@ -122,7 +126,7 @@ class Listening:
                 if not connection.lingers:
                     self._close(connection)
             return
-        wanted = len(self._waiting) + self._busy < CONNECTIONS
+        wanted = len(self._waiting) + self._busy < self._most and not self._short
         if wanted is not self._accepting:
             for listener in self._listeners:
                 if wanted:
@@ -154,10 +158,13 @@ class Listening:
                 self._part_with(connection)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(CONNECTIONS - len(self._waiting) - self._busy):
+        for _ in range(self._most - len(self._waiting) - self._busy):
             try:
                 sock, _ = listener.accept()
-            except OSError:  # none left, or no descriptors: the next round tries again
+            except BlockingIOError:
+                return
+            except OSError:  # no descriptors, or no memory: in a while there may be some
+                self._short = True
                 return
             connection = Connection(prepared(sock))
             self._watch(connection)
