@@ -25,6 +25,7 @@ from cri_shim.model.handler import HandlerStats, Started
 from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.memory_budget import budget
 from handlers.wasmtime.quota import Throttle
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class GuestRun:
         self, spec: GuestSpec, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
     ) -> None:
         """FailedPrecondition when it uses more memory than that: nothing takes any from a module."""
-        used = self.guest.meter.read().memory
-        if 0 < spec.memory_limit < used:
-            msg = f"linux.resources.memory_limit_in_bytes: the module uses {used} bytes, more than {spec.memory_limit}"
+        used, room = self.guest.meter.read().memory, budget(spec.memory_limit, spec.shape).memory
+        if 0 <= room < used:
+            msg = f"linux.resources.memory_limit_in_bytes: the module uses {used} bytes, more than {room}"
             raise FailedPrecondition(msg, hint="make the container anew with the new limit")
         if spec.cpu is not None:
             self.throttle.start()

@@ -276,6 +276,7 @@ def test_a_running_module(shared_lab: Lab, registry: Registry) -> None:
     config = container_config(reference)
     config.linux.resources.MergeFrom(pb.LinuxContainerResources(cpu_shares=100, memory_limit_in_bytes=10 * MIB))
     container = lab.cri.run(pod, config)
+    lab.cri.wait_log(container, "going to sleep")  # it has its memory
     thread = int(_thread(container).name)
     before = os.getpriority(os.PRIO_PROCESS, thread)
     update(lab, container, cpu_shares=20, cpuset_cpus="0", cpu_quota=5000, cpu_period=50000)
