@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.store import Store
-from cri_shim.flows.entries import Entries
+from cri_shim.flows.entries import Entries, Listed
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_volumes import with_image_refs
 from cri_shim.flows.lookup import existing_container, visible_containers
@@ -29,12 +29,14 @@ class QueryContainers:
 
     store: Store
     handlers: Handlers
-    _entries: Entries[ContainerRecord, pb.Container] = field(default_factory=lambda: Entries(_entry))
+    _entries: Entries[ContainerRecord, Listed[pb.Container]] = field(default_factory=lambda: Entries(_entry))
 
     async def list(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
         """All containers that match every given field of the filter."""
         entries = self._entries.of(visible_containers(self.store))
-        return pb.ListContainersResponse(containers=[entry for entry in entries if _matches(entry, request.filter)])
+        if request.filter.ByteSize():  # the kubelet mostly wants all
+            entries = [entry for entry in entries if _matches(entry.message, request.filter)]
+        return pb.ListContainersResponse.FromString(b"".join(entry.alone for entry in entries))
 
     async def status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
         """One container; NotFound when there is none."""
@@ -86,9 +88,9 @@ class QueryContainers:
         }
 
 
-def _entry(record: ContainerRecord) -> pb.Container:
+def _entry(record: ContainerRecord) -> Listed[pb.Container]:
     config = pb.ContainerConfig.FromString(record.config)
-    return pb.Container(
+    entry = pb.Container(
         id=record.id,
         pod_sandbox_id=record.pod_id,
         metadata=config.metadata,
@@ -100,6 +102,7 @@ def _entry(record: ContainerRecord) -> pb.Container:
         labels=config.labels,
         annotations=config.annotations,
     )
+    return Listed(entry, pb.ListContainersResponse(containers=[entry]).SerializeToString())
 
 
 def _matches(entry: pb.Container, wanted: pb.ContainerFilter) -> bool:

@@ -16,6 +16,16 @@ R = TypeVar("R", bound=_Keyed)
 M = TypeVar("M")
 
 
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[M]):
+    """An entry of a list."""
+
+    message: M
+    alone: bytes
+    """The encoded response that has this entry only. Such in a row are the response with all of them, as protobuf's
+    encoding has it, and are read in a third of the time that making it of the messages takes."""
+
+
 @dataclass(slots=True)
 class Entries(Generic[R, M]):
     """Messages by record. Records are immutable, so the same object always means the same message."""

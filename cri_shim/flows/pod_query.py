@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 from cri_shim.adapters.store import Store
-from cri_shim.flows.entries import Entries
+from cri_shim.flows.entries import Entries, Listed
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.lookup import existing_pod
 from cri_shim.model.errors import InvalidArgument
@@ -21,13 +21,15 @@ class QueryPods:
 
     store: Store
     infra: Infra
-    _entries: Entries[PodRecord, pb.PodSandbox] = field(default_factory=lambda: Entries(_entry))
+    _entries: Entries[PodRecord, Listed[pb.PodSandbox]] = field(default_factory=lambda: Entries(_entry))
 
     async def list(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
         """All pods that match every given field of the filter."""
         visible = (pod for pod in self.store.pods.values() if pod.state is not PodState.PENDING)
         entries = self._entries.of(visible)
-        return pb.ListPodSandboxResponse(items=[entry for entry in entries if _matches(entry, request.filter)])
+        if request.filter.ByteSize():  # the kubelet mostly wants all
+            entries = [entry for entry in entries if _matches(entry.message, request.filter)]
+        return pb.ListPodSandboxResponse.FromString(b"".join(entry.alone for entry in entries))
 
     async def status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
         """One pod; NotFound when there is none."""
@@ -62,9 +64,9 @@ class QueryPods:
         }
 
 
-def _entry(pod: PodRecord) -> pb.PodSandbox:
+def _entry(pod: PodRecord) -> Listed[pb.PodSandbox]:
     config = pb.PodSandboxConfig.FromString(pod.config)
-    return pb.PodSandbox(
+    entry = pb.PodSandbox(
         id=pod.id,
         metadata=config.metadata,
         state=_state(pod),
@@ -73,6 +75,7 @@ def _entry(pod: PodRecord) -> pb.PodSandbox:
         annotations=config.annotations,
         runtime_handler=pod.runtime_handler,
     )
+    return Listed(entry, pb.ListPodSandboxResponse(items=[entry]).SerializeToString())
 
 
 def _state(pod: PodRecord) -> pb.PodSandboxState.ValueType:
