@@ -207,6 +207,8 @@ async def test_a_response_that_breaks_off_is_not_taken_for_whole(bench: WasmBenc
     await bench.begin(proxy(bench, port))
     with pytest.raises(IncompleteRead):
         await asyncio.to_thread(ask, port, "/incomplete")
+    # One that its component has neither finished nor dropped when it returns is, as StarlingMonkey's errors are.
+    assert (await asyncio.to_thread(ask, port, "/open")).body == HELLO
 
 
 async def test_nobody_waits_for_others(bench: WasmBench, port: int) -> None:

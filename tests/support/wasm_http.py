@@ -238,6 +238,10 @@ _MAIN: Final = """
       (call $refuse (local.get $out) (i32.const 38))))
     (if (i32.eq (local.get $letter) (i32.const 105)) (then ;; incomplete
       (call $answer (local.get $out))
+      (call $put (i32.load (i32.const 20)) (i32.const 1024) (i32.const 23) (i32.const 16))
+      (call $deeper)))
+    (if (i32.eq (local.get $letter) (i32.const 111)) (then ;; open: the same, but it returns
+      (call $answer (local.get $out))
       (call $put (i32.load (i32.const 20)) (i32.const 1024) (i32.const 23) (i32.const 16))))
     (if (i32.eq (local.get $letter) (i32.const 120)) (then (call $exit (i32.const 1)))) ;; x: exit
     (if (i32.eq (local.get $letter) (i32.const 115)) (then (loop $forever (br $forever)))) ;; spin
@@ -279,5 +283,5 @@ def _component() -> str:
 
 PROXY: Final = _component()
 """Serves `/hello`, `/echo` (the body), `/print` (on standard output too), `/variable`, and what other servers say:
-`/ask/HOST:PORT/PATH` by HTTP, `/bid/HOST:PORT/PATH` by HTTPS. Does wrong at `/trap`,
-`/nothing`, `/fail`, `/incomplete`, `/x` (exits); does not come back from `/spin`, `/grow` and `/wait`."""
+`/ask/HOST:PORT/PATH` by HTTP, `/bid/HOST:PORT/PATH` by HTTPS. `/open` returns with an unfinished body. Does wrong at
+`/trap`, `/nothing`, `/fail`, `/incomplete`, `/x` (exits); does not come back from `/spin`, `/grow` and `/wait`."""

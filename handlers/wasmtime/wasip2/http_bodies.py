@@ -1,7 +1,7 @@
 """`incoming-body`, `outgoing-body`, their streams, and `future-trailers` of `wasi:http/types`.
 
-Not how bytes are framed and moved (`http_channel`). Invariant: a message whose body was not finished is never ended, so
-that whoever receives it knows that it is not whole.
+Not how bytes are framed and moved (`http_channel`). Invariant: a message whose body was dropped before it was finished
+is never ended, so that whoever receives it knows that it is not whole.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class OutgoingBody(Resource, Source, resource=True):
         self._stream: _BodyOutput | None = None
         self._flushing = False
         self._error: HttpError | None = None
+        self.dropped = False
         self.starting: Source | None = None
         self.abandon: Callable[[], None] = _stay
 
@@ -183,6 +184,7 @@ class OutgoingBody(Resource, Source, resource=True):
 
     def close(self) -> None:
         """`Resource`: it was dropped, and not finished."""
+        self.dropped = True
         self.abandon()
 
     def capacity(self) -> int:

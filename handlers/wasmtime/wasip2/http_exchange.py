@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cri_shim.wire.http1 import Headers, Request, Response, Server, UnsendableMessage, has_no_body
+from handlers.wasmtime.wasip2.http_bodies import OutgoingBody
 from handlers.wasmtime.wasip2.http_channel import Channel, Incoming, Outgoing
 from handlers.wasmtime.wasip2.http_errors import Code, HttpError, describe, status_of
 from handlers.wasmtime.wasip2.http_messages import OutgoingResponse
@@ -33,6 +34,7 @@ class Exchange:
         self._channel = channel
         self._last = last
         self._outgoing: Outgoing | None = None
+        self._content: OutgoingBody | None = None
         self.complaint = ""
         """What the component's log should say of it."""
 
@@ -41,7 +43,8 @@ class Exchange:
         try:
             self._begin(response)
             if self._outgoing is not None and not response.has_no_body:
-                response.content.go(self._outgoing)
+                self._content = response.content
+                self._content.go(self._outgoing)
         except HttpError:
             pass  # the client has gone, or has been told another length: the stream of the body says so
         except UnsendableMessage as error:
@@ -84,6 +87,13 @@ class Exchange:
         self._outgoing = Outgoing(self._peer, self._channel, None)
         self._outgoing.complete = True
         self._outgoing.flushed()
+
+    def returned(self) -> None:
+        """The component has: a body that it still holds is at its end, as in the engine's own implementation."""
+        content, outgoing = self._content, self._outgoing
+        if outgoing is not None and not outgoing.complete and content is not None and not content.dropped:
+            with contextlib.suppress(HttpError):  # `conclude` finds it incomplete
+                outgoing.end()
 
     def conclude(self, waiter: Waiter) -> bool:
         """The component has returned, or has ended: whether the connection is good for the next request."""

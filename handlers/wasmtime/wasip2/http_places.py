@@ -87,6 +87,7 @@ class _Place:
             handle = self._instance(store)
             request = IncomingRequest(world.waiter, exchange.head, IncomingBody(world.waiter, exchange.body))
             call(world.table, store, handle, request, ResponseOutparam(exchange))
+            exchange.returned()
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  the server goes on, whatever ended the instance
