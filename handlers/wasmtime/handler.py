@@ -118,7 +118,7 @@ class WasmtimeHandler:
         """Find the module, decide where it runs, open the way to its files, have it compiled if nobody has."""
         refuse(plan)
         try:
-            container = await asyncio.to_thread(self._prepare, plan)
+            container = await asyncio.to_thread(self._prepare, plan, self._readers())
             await self._add(plan.id, container)
         except BaseException:
             await to_the_end(self._context.modules.release(plan.id))
@@ -130,11 +130,20 @@ class WasmtimeHandler:
         head = await asyncio.to_thread(read_head, module)
         await self._cache.compile(Entry(str(module), digest, "", is_component(head, name)))
 
-    def _prepare(self, plan: ContainerPlan) -> _Container:
+    def _readers(self) -> int:
+        """Modules that have standard input in the daemon, or will have."""
+        return sum(
+            bool(each.spec.stdin) and each.spec.worker is None and not each.ended.is_set()
+            for each in self._containers.values()
+        )
+
+    def _prepare(self, plan: ContainerPlan, readers: int) -> _Container:
         """The part of `create` that touches files; `_remove` undoes it."""
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
-        placement = place(plan, self._options.isolation, opened, self._daemon_uid, component=entry.component)
+        placement = place(
+            plan, self._options.isolation, opened, self._daemon_uid, component=entry.component, readers=readers
+        )
         spec = guest_spec(plan, entry, argv0, opened, identity(plan, self._context))
         if not entry.component and (ports := wishes.ports(plan)):
             spec = with_listeners(spec, self._listen(plan, ports))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.handler import ContainerPlan
@@ -35,10 +36,22 @@ class Placement:
     why: str
 
 
+MOST_READERS: Final = 256
+"""A module with standard input takes one of the engine's 512 threads for file calls, which all modules share."""
+
+
 def place(
-    plan: ContainerPlan, default: Isolation, preopens: Sequence[Preopen], daemon_uid: int, *, component: bool
+    plan: ContainerPlan,
+    default: Isolation,
+    preopens: Sequence[Preopen],
+    daemon_uid: int,
+    *,
+    component: bool,
+    readers: int = 0,
 ) -> Placement:
     """The pod's or container's word, else the handler's option; unless the module must not run in the daemon.
+
+    `readers`: modules in the daemon that have standard input.
 
     FailedPrecondition when it needs a worker and the daemon, without root, can make none.
     """
@@ -47,6 +60,8 @@ def place(
         placement = Placement(Isolation.PROCESS, "it is a component, which only its process can end")
     if placement.isolation is Isolation.IN_PROCESS and plan.config.tty:
         placement = Placement(Isolation.PROCESS, "it has a terminal, which sends signals to processes")
+    if placement.isolation is Isolation.IN_PROCESS and plan.config.stdin and readers >= MOST_READERS:
+        placement = Placement(Isolation.PROCESS, f"{readers} modules in the daemon have standard input already")
     if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
         placement = Placement(Isolation.PROCESS, why)
     if placement.isolation is Isolation.PROCESS and daemon_uid != 0:

@@ -12,9 +12,11 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,14 @@ import wasmtime
 
 from cri_shim.model.container import Reason
 from cri_shim.model.errors import CriShimError
+from handlers.wasmtime import placement
 from handlers.wasmtime.compile import write_compiled
 from handlers.wasmtime.errnos import Errno
 from handlers.wasmtime.guest_spec import Entry
 from tests.contract.handler_suite import until
 from tests.contract.wasm_bench import WasmBench, descriptors, limited, mount, worker_bench
 from tests.support import hostile, leftovers, wasm
+from tests.support.cri import read_log
 from tests.support.scale import count, seeded
 
 pytestmark = pytest.mark.root
@@ -183,6 +187,24 @@ async def test_files_without_end(bench: WasmBench, tmp_path: Path, in_process: b
         assert (await bench.finish(bench.artifact(hostile.opens("file", times, close=close), mounts=mounts))).code == 0
 
 
+async def test_who_waits_for_input_leaves_the_others_their_files(
+    module_root: Path, tmp_path: Path, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has 512 threads for file calls, and a read that waits keeps one."""
+    monkeypatch.setattr(placement, "MOST_READERS", count(256, 10))
+    (tmp_path / "file").write_text("content\n")
+    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/readers"
+    async with worker_bench(module_root, tmp_path / "state", parent, isolation="in-process") as bench:
+        places = []
+        for _ in range(placement.MOST_READERS + 5):
+            plan = await bench.begin(bench.artifact(wasm.CAT, stdin=True))
+            places.append(bench.handler.info(plan.id)["placement"])
+        assert places == ["in-process"] * placement.MOST_READERS + ["process"] * 5
+        plan = bench.artifact(wasm.prints_file(3, "file"), mounts=[mount(tmp_path, "/data")])
+        assert (await bench.finish(plan)).code == 0
+        assert bench.text(plan) == ["content"]
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -256,6 +278,37 @@ async def test_nothing_is_moved_over_the_border(
     assert (tmp_path / "secret").read_text() == "secret\n"
 
 
+# Logs.
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+async def test_a_disk_that_is_full_of_logs_holds_up_nobody(bench: WasmBench, small_disk: Path) -> None:
+    """What does not fit is lost, in whole entries; the guest goes on, others too, and it is stopped as ever."""
+    flood = replace(bench.artifact(wasm.floods(0)), log_path=small_disk / "log")
+    await bench.begin(flood)
+    await until(lambda: (small_disk / "log").stat().st_size > 900_000)
+    other = await bench.begin(bench.artifact(wasm.SLEEP))
+    await bench.said(other, "going to sleep")
+    assert flood.log_path is not None
+    # Room again, as a rotation makes it: what comes from now on is written.
+    flood.log_path.rename(flood.log_path.with_suffix(".1"))
+    flood.log_path.with_suffix(".1").write_bytes(b"")
+    await bench.handler.reopen_log(flood.id)
+    await until(lambda: flood.log_path is not None and flood.log_path.exists() and flood.log_path.stat().st_size > 1000)
+    await bench.handler.kill(flood.id, signal.SIGTERM)
+    assert (await bench.end_of(flood)).code == 143
+    assert {line.text for line in read_log(flood.log_path) if not line.partial} == {"x" * 99}
+
+
 # Modules.
 
 
@@ -323,6 +376,7 @@ async def tried(bench: WasmBench, module: bytes, data: Path, ahead: Callable[[En
         bench.layout.blob(digest).unlink()
 
 
+@pytest.mark.timeout(count(3600, 120))
 @pytest.mark.parametrize("compiler", ["real", "here"])
 async def test_modules_that_were_tampered_with(module_root: Path, tmp_path: Path, compiler: str) -> None:
     """Each is refused, or runs and ends. `here`: compiled by this process, which is quicker than one for each."""

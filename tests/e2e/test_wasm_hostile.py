@@ -90,7 +90,7 @@ def test_the_daemon_is_in_no_cgroup_of_a_pod(lab: Lab, registry: Registry) -> No
     ours = {str(lab.daemon.pid), *(task.name for task, _ in tasks_of(lab.daemon.pid))}
     parent = lab.daemon.cgroup_parent.strip("/")
     seen = 0
-    for root in leftovers.CGROUPS.iterdir():
+    for root in (leftovers.CGROUPS, *leftovers.CGROUPS.iterdir()):
         for file in (*(root / parent).rglob("cgroup.procs"), *(root / parent).rglob("tasks")):
             members = set(file.read_text().split())
             seen += len(members)
@@ -137,8 +137,8 @@ def test_the_limits_of_an_edge_node_hold(lab: Lab, registry: Registry, isolation
             return cpu_seconds(task)
     else:
         pid = details(lab, busy)["pid"]
-        (limit,) = Path("/sys/fs/cgroup").glob(f"memory/{lab.daemon.cgroup_parent}/{busy}/memory.max_usage_in_bytes")
-        assert int(limit.read_text()) <= 10 << 20
+        for most in leftovers.CGROUPS.glob(f"memory/{lab.daemon.cgroup_parent}/{busy}/memory.max_usage_in_bytes"):
+            assert int(most.read_text()) <= 10 << 20
 
         def used() -> float:
             return cpu_seconds(Path(f"/proc/{pid}"))
@@ -242,6 +242,7 @@ def test_a_zygote_that_is_killed_is_replaced_and_its_workers_go_on(lab: Lab, reg
         assert lab.cri.status(container).exit_code == 143
 
 
+@pytest.mark.timeout(count(1800, 120))
 @ISOLATION
 def test_a_flood_of_output_fills_nothing_but_its_log(lab: Lab, registry: Registry, isolation: str) -> None:
     """What comes is written as it comes; who rotates the log, as the kubelet does, has the disk in hand."""

@@ -12,7 +12,7 @@ from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
 from cri_shim.model.ids import new_container_id, new_pod_id
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime.guest_spec import Preopen
-from handlers.wasmtime.placement import Isolation, place
+from handlers.wasmtime.placement import MOST_READERS, Isolation, place
 
 KEY = "cri-shim.io/isolation"
 IN, OUT = Isolation.IN_PROCESS, Isolation.PROCESS
@@ -121,3 +121,12 @@ def test_a_component_gets_a_worker_whatever_is_asked_for() -> None:
     assert "component" in placement.why
     with pytest.raises(FailedPrecondition, match="component"):
         place(plan(), IN, [OWN], 1000, component=True)
+
+
+def test_more_readers_than_the_engine_has_threads_for_get_workers() -> None:
+    asked = plan()
+    asked.config.stdin = True
+    assert place(asked, IN, [OWN], 0, component=False, readers=MOST_READERS - 1).isolation is IN
+    placement = place(asked, IN, [OWN], 0, component=False, readers=MOST_READERS)
+    assert (placement.isolation, placement.why) == (OUT, "256 modules in the daemon have standard input already")
+    assert place(plan(), IN, [OWN], 0, component=False, readers=MOST_READERS).isolation is IN
