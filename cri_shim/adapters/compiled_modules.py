@@ -87,7 +87,9 @@ class CompiledModules:
     async def drop_unused(self, digests: Iterable[Digest]) -> None:
         """Remove those of the modules that nobody needs; absent is success."""
         async with self._removal:
-            unused = self._files(set(digests) - self._needed())
+            there = self._files(digests)
+            needed = self._needed() if there else set()
+            unused = [path for path in there if _digest(path) not in needed]
             for path in unused:
                 del self._sizes[path]
             if unused:
