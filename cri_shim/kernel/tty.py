@@ -10,12 +10,14 @@ import fcntl
 import os
 import struct
 import termios
+import time
 
 from cri_shim.model.streams import TerminalSize
 
 _LOCAL_MODES = 3
 _CHARACTERS = 6
 _LARGEST = (1 << 16) - 1
+_LOOK = 0.001
 
 
 def set_size(master: int, size: TerminalSize) -> None:
@@ -33,6 +35,13 @@ def make_own(slave: int) -> None:
         os.dup2(slave, number)
     os.close(slave)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def wait_for_owner(master: int, seconds: float) -> None:
+    """Block until some process has made its slave its own; keys that come before that would be no signals to it."""
+    deadline = time.monotonic() + seconds
+    while os.tcgetpgrp(master) == 0 and time.monotonic() < deadline:
+        time.sleep(_LOOK)
 
 
 def end_of_file(master: int) -> bytes:

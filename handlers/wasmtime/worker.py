@@ -92,8 +92,8 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         os.dup2(fd, number)
         os.close(fd)
     if spec.terminal:
-        tty.make_own(os.dup(0))
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        tty.make_own(os.dup(0))
     if spec.worker is None or not os.read(go, 1):
         os._exit(_SIGKILL)  # the daemon has gone
     os.close(go)

@@ -286,6 +286,8 @@ class Workers:
             child = await self._zygote(spec).leave(EXEC_TASK, arguments, [wait, *streams, *places])
             try:
                 await asyncio.to_thread(self._place_exec, child.process.pid, container_id, spec.worker)
+                if master >= 0:
+                    await asyncio.to_thread(tty.wait_for_owner, master, _ANSWER_SECONDS)
                 os.write(go, b"g")
             except BaseException:
                 child.process.kill()
