@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import urllib.request
-from http.client import RemoteDisconnected
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.support.cri import container_config
 from tests.support.expect import eventually, refused
 from tests.support.interop import Client, Interop
 from tests.support.scale import count
+from tests.support.wasm_http import PROXY
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]  # the first test builds the clients
 
@@ -257,6 +258,23 @@ def test_forwarding_to_a_component(
         with socket.create_connection(("127.0.0.1", local[str(port)]), 10) as connection:
             connection.sendall(b"hello")
             assert connection.recv(100) == b"hello"
+
+
+@TRANSPORTS
+def test_forwarding_to_an_http_component(
+    shared_lab: Lab, registry: images.Registry, clients: Interop, transport: str
+) -> None:
+    lab = shared_lab
+    image = registry.push_wasm("forward/http:1", PROXY)
+    lab.cri.pull(image)
+    pod = lab.pod("wasm", network=pb.POD)
+    lab.cri.run(pod, container_config(image))
+    with clients.run("forward", transport, f"-pod={pod.id}", "-ports=0:8080") as client:
+        connection = HTTPConnection("127.0.0.1", client.wait("ready")["local"]["8080"], timeout=10)
+        for _ in range(3):
+            connection.request("GET", "/hello")
+            assert connection.getresponse().read() == b"hello from a component\n"
+        connection.close()
 
 
 @TRANSPORTS
