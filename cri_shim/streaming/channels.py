@@ -135,6 +135,10 @@ class Outlet:
 
     async def close(self) -> None:
         """No more follows."""
+        self.end()
+
+    def end(self) -> None:
+        """The same for those who cannot wait."""
         if not self._closed:
             self._closed = True
             self._link.write(self._mux.send_end(self._stream))

@@ -99,6 +99,8 @@ class PortForward:
 
     def _forget(self, pair: Pair) -> None:
         del self._running[pair.data]
+        # client-go resets the data when the pod's side has ended, and closes its connection when the other stream ends.
+        self._ends[pair.error][1].end()
         for stream in (pair.data, pair.error):
             del self._ends[stream]
             self._streams.forget(stream)

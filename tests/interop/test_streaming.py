@@ -236,6 +236,7 @@ class TestForward:
             local = client.wait("ready")["local"]
             for _ in range(count(100, 10)):
                 assert digest(fetch(local[str(port)])) == digest(PAGE)
+            assert read_to_the_end(local[str(port)]).endswith(PAGE)
             with pytest.raises((RemoteDisconnected, ConnectionError)):
                 fetch(local["1"])
             said = client.wait("said")["text"]
@@ -320,6 +321,13 @@ def fetch(port: int) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/index.html", timeout=30) as answer:
         data: bytes = answer.read()
     return data
+
+
+def read_to_the_end(port: int) -> bytes:
+    """By a client that does not know how much comes, and leaves when the server has: not before."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def shows_error(client: Client) -> bool:

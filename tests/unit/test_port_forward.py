@@ -183,11 +183,32 @@ async def test_a_reset_by_the_client_closes_the_connection(server: Server) -> No
 
     async with pod(wait) as connect:
         client = await SpdyClient.open(server.port_forward_url((), connect, lambda: None), PROTOCOL)
-        data, _ = pair(client, 80, "0")
+        data, error = pair(client, 80, "0")
         await client.send("data", b"x")
         await in_time(begun.wait())
         client.writer.write(spdy.reset(data))
         await in_time(over.wait())
+        await in_time(until(client, lambda: error in client.peer.ended))
+        assert not client.peer.received[error]
+        await client.close()
+
+
+async def test_a_client_that_resets_when_the_pod_has_ended_is_told_the_end(server: Server) -> None:
+    """As client-go does it: it holds its own connection open until the error stream ends."""
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await writer.drain()
+
+    async with pod(greet) as connect:
+        client = await SpdyClient.open(server.port_forward_url((), connect, lambda: None), PROTOCOL)
+        data, error = pair(client, 80, "0")
+        await in_time(until(client, lambda: data in client.peer.ended))
+        assert error not in client.peer.ended
+        client.writer.write(spdy.reset(data))
+        await in_time(until(client, lambda: error in client.peer.ended))
+        assert client.peer.received[data] == b"hello"
+        assert not client.peer.received[error]
         await client.close()
 
 
