@@ -6,6 +6,7 @@ a node whose default is Wasm. The rules one by one: `tests/unit/test_dispatch.py
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
@@ -158,8 +159,11 @@ def limited(config: pb.ContainerConfig) -> pb.ContainerConfig:
 
 def thread_of(daemon: Path, container: str) -> Path | None:
     """Of a module in the daemon's process."""
-    wanted = f"wasm-{container[:10]}"
-    return next((task for task in (daemon / "task").iterdir() if (task / "comm").read_text().strip() == wanted), None)
+    for task in (daemon / "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # others come and go
+            if (task / "comm").read_text().strip() == f"wasm-{container[:10]}":
+                return task
+    return None
 
 
 def used_ns(lab: Lab, container: str) -> int:
