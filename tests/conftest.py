@@ -68,19 +68,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def run_name() -> str:
-    """The name of this test run, unique on the machine."""
-    return os.environ.get(leftovers.RUN_VARIABLE) or f"{os.getpid()}"
+def run_name() -> Iterator[str]:
+    """The name of this test run, unique on the machine. Its cgroup goes with it."""
+    name = os.environ.get(leftovers.RUN_VARIABLE) or f"{os.getpid()}"
+    yield name
+    leftovers.remove_cgroup(f"/{leftovers.CGROUP_PREFIX}{name}")
 
 
 @pytest.fixture(scope="session")
-def short_directory(run_name: str) -> Iterator[Path]:
+def short_directory() -> Iterator[Path]:
     """A directory with a short path: the address of a unix socket has 107 bytes, a container id takes 64 of them."""
     given = os.environ.get("CRI_SHIM_TEST_DIRECTORY")
     directory = Path(given or tempfile.mkdtemp(prefix="cs."))
     directory.chmod(0o711)
     yield directory
-    leftovers.remove_cgroup(f"/{leftovers.CGROUP_PREFIX}{run_name}")
     if not given and not any(Path(point).is_relative_to(directory) for point in leftovers.mount_points()):
         shutil.rmtree(directory, ignore_errors=True)
 

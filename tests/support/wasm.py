@@ -154,8 +154,12 @@ PROBED: Final = SLEEP.replace(
 )
 """The same, with a function that returns and one that traps."""
 
-GROWN: Final = SLEEP.replace('(func (export "_start")', '(func (export "_start") (drop (memory.grow (i32.const 256)))')
-"""The same with 16 MiB more."""
+GROWN: Final = SLEEP.replace(
+    '(func (export "_start")',
+    """(func (export "_start") (drop (memory.grow (i32.const 256)))
+      (memory.fill (i32.const 0x800000) (i32.const 1) (i32.const 0x800000))""",
+)
+"""The same with 16 MiB more, the upper half of it written to."""
 
 RECURSE: Final = _guest(
     "",
