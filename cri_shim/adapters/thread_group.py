@@ -65,6 +65,8 @@ class ThreadGroup:
             if (own / _NAME).exists():
                 _empty(own / _NAME / tasks, own / tasks)
                 _remove(own / _NAME)
+                if self._host.version is Version.V2 and not any(each.is_dir() for each in own.iterdir()):
+                    (own / "cgroup.subtree_control").write_text("-cpu")  # else it stays one of threads
 
     def _open(self) -> int:
         with self._lock:
