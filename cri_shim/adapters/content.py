@@ -186,11 +186,12 @@ class Content:
 def _sizes(directory: Path) -> dict[Digest, int]:
     """Of the files that are named as digests are; what an atomic write left when it was cut short is removed."""
     sizes: dict[Digest, int] = {}
-    for entry in os.scandir(directory):
-        if _NAME.fullmatch(entry.name) is None:
-            Path(entry.path).unlink()
-        else:
-            sizes[Digest(f"sha256:{entry.name}")] = entry.stat().st_size
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name) is None:
+                Path(entry.path).unlink()
+            else:
+                sizes[Digest(f"sha256:{entry.name}")] = entry.stat().st_size
     return sizes
 
 
