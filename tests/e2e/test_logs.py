@@ -75,7 +75,7 @@ def test_rotation_during_a_flood(shared_lab: Lab, registry: images.Registry, han
         assert path.stat().st_mode & 0o777 == 0o640
     status = lab.cri.wait_exit(container)
     assert (status.exit_code, status.reason) == (0, "Completed")
-    assert len(rotated) > 5
+    assert rotated
     assert path.exists()
     log: list[LogLine] = [line for file in (*rotated, path) for line in read_log(file)]
     assert whole_lines(log) == [str(number) for number in range(1, last + 1)]
