@@ -12,7 +12,6 @@ from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import Cri, Pod, container_config, pod_config, whole_lines
 from tests.support.daemon import Daemon
-from tests.support.expect import eventually
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,4 @@ def lab_on(daemon: Daemon, cri: Cri, busybox: str, registry: images.Registry) ->
     wasm = registry.push_wasm("test/echo:1", guests.ECHO)
     cri.pull(busybox)
     cri.pull(wasm)
-    if daemon.compiles:
-        eventually(lambda: any(daemon.root.glob("wasm/*/*.cwasm")), within=60)
     return Lab(daemon, cri, busybox, wasm)

@@ -89,12 +89,6 @@ class Daemon:
         self.config.write_text(yaml.safe_dump(merged, sort_keys=False))
 
     @property
-    def compiles(self) -> bool:
-        """Whether it has a handler for modules: it compiles those of images, a moment after these have come."""
-        handlers: Mapping[str, Mapping[str, object]] | None = yaml.safe_load(self.config.read_text()).get("handlers")
-        return handlers is None or any(options["kind"] == "wasmtime" for options in handlers.values())
-
-    @property
     def cni(self) -> Path:
         return self.base / "cni"
 

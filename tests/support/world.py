@@ -23,6 +23,9 @@ World = Mapping[str, frozenset[str]]
 _TABLES = ("pods", "containers", "images", "layers", "pulls")
 _OWN = ("state.db-shm", "state.db-wal")
 """Files of the database itself, which come and go with its connections."""
+_COMPILED = "wasmtime-"
+"""Directories of compiled modules: these come beside the pull of their image, some time soon, and have tests of their
+own (`contract/test_image_compile.py`)."""
 
 
 def settle(daemon: Daemon, images: Mapping[str, str]) -> None:
@@ -86,7 +89,7 @@ def _files(top: Path, depth: int) -> Iterator[str]:
     """Paths to this depth: below are the files of images, which nobody counts one by one."""
     with contextlib.suppress(FileNotFoundError), os.scandir(top) as entries:
         for entry in entries:
-            if entry.name in _OWN:
+            if entry.name in _OWN or entry.name.startswith(_COMPILED):
                 continue
             yield entry.path
             if depth > 1 and entry.is_dir(follow_symlinks=False):
