@@ -366,21 +366,25 @@ PROGRAMS: Final = {
 """`exit CODE`; `say OUT ERR`; `reveal WORD...` prints `arg WORD` and `env NAME=VALUE`; `wait`; `count`."""
 
 
+COMPONENT_IMPORTS: Final = """(import "wasi:io/poll@0.2.0" (instance $poll
+    (export "pollable" (type $p (sub resource)))
+    (export "[method]pollable.block" (func (param "self" (borrow $p))))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (alias outer 1 $pollable (type $p)) (export "pollable" (type $p2 (eq $p)))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $p2))))))
+  (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
+  (alias export $error "error" (type $err))"""
+"""What components of these tests import first: `$poll`, `$clock` and `$error`."""
+
+
 def component(run: str) -> str:
     """A command component (WASI 0.2) whose `wasi:cli/run` is the body of a function with an i32 result, 0 for ok.
 
     It may call `$say`, which prints one line, and `$wait`, which sleeps for an hour.
     """
     return f"""(component
-      (import "wasi:io/poll@0.2.0" (instance $poll
-        (export "pollable" (type $p (sub resource)))
-        (export "[method]pollable.block" (func (param "self" (borrow $p))))))
-      (alias export $poll "pollable" (type $pollable))
-      (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
-        (alias outer 1 $pollable (type $p)) (export "pollable" (type $p2 (eq $p)))
-        (export "subscribe-duration" (func (param "when" u64) (result (own $p2))))))
-      (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
-      (alias export $error "error" (type $err))
+      {COMPONENT_IMPORTS}
       (import "wasi:io/streams@0.2.0" (instance $streams
         (export "output-stream" (type $os (sub resource)))
         (alias outer 1 $err (type $e)) (export "error" (type $e2 (eq $e)))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.support.wasm import COMPONENT_IMPORTS
+
 _ERROR_CODE: Final = """
     (type $dns (record (field "rcode" (option string)) (field "info-code" (option u16))))
     (export "DNS-error-payload" (type $dns2 (eq $dns)))
@@ -34,15 +36,7 @@ _ERROR_CODE: Final = """
 """
 
 _IMPORTS: Final = f"""
-  (import "wasi:io/poll@0.2.0" (instance $poll
-    (export "pollable" (type $p (sub resource)))
-    (export "[method]pollable.block" (func (param "self" (borrow $p))))))
-  (alias export $poll "pollable" (type $pollable))
-  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
-    (alias outer 1 $pollable (type $p)) (export "pollable" (type $p2 (eq $p)))
-    (export "subscribe-duration" (func (param "when" u64) (result (own $p2))))))
-  (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
-  (alias export $error "error" (type $err))
+  {COMPONENT_IMPORTS}
   (import "wasi:io/streams@0.2.0" (instance $streams
     (export "input-stream" (type $is (sub resource)))
     (export "output-stream" (type $os (sub resource)))
