@@ -117,17 +117,11 @@ class Cgroups:
         return stays
 
     def _own_paths(self) -> dict[Path, str]:
-        """The daemon's own cgroup in each hierarchy that a monitor moves in (cgroups(7), /proc/self/cgroup)."""
-        paths: dict[Path, str] = {}
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, names, path = line.split(":", 2)
-            if self.host.version is Version.V2:
-                if not names and self.host.unified is not None:
-                    paths[self.host.unified] = path.strip("/")
-                continue
-            for name in set(names.split(",")) & set(_ACCOUNTED) & set(self.host.controllers):
-                paths[self.host.controllers[name]] = path.strip("/")
-        return paths
+        """The daemon's own cgroup in each hierarchy that a monitor moves in."""
+        own, host = own_cgroups(), self.host
+        if host.version is Version.V2:
+            return {host.unified: own[""]} if host.unified is not None and "" in own else {}
+        return {host.controllers[name]: own[name] for name in _ACCOUNTED if name in own and name in host.controllers}
 
     @staticmethod
     def _move(pid: int, places: Mapping[Path, str]) -> None:
@@ -262,6 +256,15 @@ class Cgroups:
     def _read_memory(self, parent: str, container_id: str, file: str) -> str:
         directory = self._memory_dir(parent, container_id)
         return "" if directory is None else _read_if_there(directory / file)
+
+
+def own_cgroups() -> dict[str, str]:
+    """The cgroup of this process by controller, relative to the root of its hierarchy (cgroups(7), /proc/self/cgroup).
+
+    That of cgroup v2 has no controller's name: "".
+    """
+    lines = (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines())
+    return {name: path.strip("/") for _, names, path in lines for name in names.split(",")}
 
 
 def comes_into(pid: int, place: str) -> bool:

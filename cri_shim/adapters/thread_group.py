@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from cri_shim.adapters.cgroups import CgroupHost, Version
+from cri_shim.adapters.cgroups import CgroupHost, Version, own_cgroups
 
 _NAME: Final = "cri-shim-threads"
 _MYSELF: Final = b"0"
@@ -86,9 +86,10 @@ class ThreadGroup:
     def _own(self) -> tuple[Path, str]:
         """The daemon's own cgroup, and the name of the file of its threads."""
         root, version2 = self._host.controllers.get("cpu"), self._host.version is Version.V2
-        if root is None:
+        own = own_cgroups().get("" if version2 else "cpu")
+        if root is None or own is None:
             raise FileNotFoundError("cpu")
-        return root / _own_cgroup("" if version2 else "cpu"), "cgroup.threads" if version2 else "tasks"
+        return root / own, "cgroup.threads" if version2 else "tasks"
 
     def _make(self) -> None:
         own, tasks = self._own()
@@ -121,12 +122,3 @@ def _remove(place: Path) -> None:
             place.rmdir()
             return
         time.sleep(_PAUSE)
-
-
-def _own_cgroup(controller: str) -> str:
-    """Of this process, relative to the hierarchy's root (cgroups(7), /proc/self/cgroup)."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        if controller in names.split(","):
-            return path.strip("/")
-    raise FileNotFoundError(controller)
