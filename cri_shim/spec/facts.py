@@ -19,22 +19,30 @@ Json = dict[str, Any]
 """A JSON object; config.json is one."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostFacts:
-    """The same for every container of a handler."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFacts:
+    """What the limits of a container depend on, whatever runs it."""
+
+    lowest_oom_score_adj: int
+    cgroup_version: int
+    """1 on hybrid hosts too: the controllers decide."""
+    cgroup_driver: Driver = Driver.CGROUPFS
+    swap_controller: bool = False
+    hugetlb_controller: bool = False
+    min_memory: int = 0
+    """Bytes that a container of this handler needs at least, by configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts(LimitFacts):
+    """The same for every container of a runtime."""
 
     oci_version: str
     """The `ociVersion` that the runtime's binary knows."""
     capabilities: frozenset[str]
     """The daemon's own, names without CAP_: nobody can give more than he has."""
-    lowest_oom_score_adj: int
-    cgroup_version: int
-    """1 on hybrid hosts too: the controllers decide."""
-    cgroup_driver: Driver = Driver.CGROUPFS
     machine: str = "x86_64"
     """As uname(2) says it."""
-    swap_controller: bool = False
-    hugetlb_controller: bool = False
     seccomp: bool = True
     apparmor: bool = False
     apparmor_parser: bool = False
@@ -46,8 +54,6 @@ class HostFacts:
     """Both know idmapped mounts."""
     wasm_engine: bool = False
     """The runtime's binary was built with one."""
-    min_memory: int = 0
-    """Bytes that a container of this handler needs at least, by configuration."""
     default_capabilities: frozenset[str] = DEFAULT_CAPABILITIES
     """Of a container that neither adds nor drops any."""
     rlimits: tuple[Json, ...] = ()

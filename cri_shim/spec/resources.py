@@ -11,7 +11,7 @@ from typing import Final
 
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.facts import HostFacts, Json
+from cri_shim.spec.facts import Json, LimitFacts
 
 _UNIFIED_KEY = re.compile(r"[a-z]+\.[A-Za-z0-9_.]+")
 _NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")
@@ -52,7 +52,7 @@ def check(asked: pb.LinuxContainerResources) -> None:
             raise InvalidArgument(msg)
 
 
-def resources(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
+def resources(asked: pb.LinuxContainerResources, host: LimitFacts) -> Json:
     """`linux.resources` without devices (OCI runtime-spec, config-linux). Errors as in `check`, FailedPrecondition."""
     check(asked)
     wanted = {
@@ -64,7 +64,7 @@ def resources(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
     return {key: value for key, value in wanted.items() if value}
 
 
-def oom_score_adj(asked: pb.LinuxContainerResources, host: HostFacts) -> int:
+def oom_score_adj(asked: pb.LinuxContainerResources, host: LimitFacts) -> int:
     """The score that the kernel lets this daemon give: never below its own lowest."""
     return max(asked.oom_score_adj, host.lowest_oom_score_adj)
 
@@ -87,7 +87,7 @@ def _cpu(asked: pb.LinuxContainerResources) -> Json:
     return {key: value for key, value in wanted.items() if value}
 
 
-def _memory(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
+def _memory(asked: pb.LinuxContainerResources, host: LimitFacts) -> Json:
     limit, both = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
     if 0 < limit < host.min_memory:
         msg = f"{FIELD}.memory_limit_in_bytes {limit} is less than the {host.min_memory} that this handler needs"
@@ -102,7 +102,7 @@ def _memory(asked: pb.LinuxContainerResources, host: HostFacts) -> Json:
     return wanted
 
 
-def _hugepages(asked: pb.LinuxContainerResources, host: HostFacts) -> list[Json]:
+def _hugepages(asked: pb.LinuxContainerResources, host: LimitFacts) -> list[Json]:
     limits = [{"pageSize": entry.page_size, "limit": entry.limit} for entry in asked.hugepage_limits]
     if host.hugetlb_controller:
         return limits
@@ -113,7 +113,7 @@ def _hugepages(asked: pb.LinuxContainerResources, host: HostFacts) -> list[Json]
     return []
 
 
-def _unified(asked: pb.LinuxContainerResources, host: HostFacts) -> dict[str, str]:
+def _unified(asked: pb.LinuxContainerResources, host: LimitFacts) -> dict[str, str]:
     if asked.unified and host.cgroup_version < 2:
         msg = f"{FIELD}.unified: {min(asked.unified)} is a file of cgroup v2, this node runs cgroup v1"
         raise FailedPrecondition(msg)

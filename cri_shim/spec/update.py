@@ -12,7 +12,7 @@ from typing import Final
 
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.facts import HostFacts, Json
+from cri_shim.spec.facts import Json, LimitFacts
 from cri_shim.spec.resources import FIELD, NO_LIMIT, resources
 
 _UNSET: Final[Mapping[str, int]] = {"shares": 1024, "period": 100_000, "quota": NO_LIMIT}
@@ -44,7 +44,7 @@ def merge(now: pb.LinuxContainerResources, asked: pb.LinuxContainerResources) ->
 
 
 def change(
-    now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources, host: HostFacts, inherited: CpuSet
+    now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources, host: LimitFacts, inherited: CpuSet
 ) -> Json:
     """What `update --resources` of an OCI runtime gets (OCI runtime-spec, config-linux): all limits of `wanted`.
 
@@ -94,7 +94,7 @@ def _lifted_files(now: pb.LinuxContainerResources, wanted: pb.LinuxContainerReso
 
 
 def _hugepage_files(
-    now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources, host: HostFacts
+    now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources, host: LimitFacts
 ) -> dict[str, str]:
     """The `update` of runc knows no hugepages, but every file of cgroup v2."""
     if not host.hugetlb_controller:

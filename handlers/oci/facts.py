@@ -5,6 +5,7 @@ Everything blocks and belongs into a thread. Invariant: nothing here decides; `c
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import stat
@@ -15,9 +16,9 @@ from typing import Final
 import msgspec
 
 from cri_shim.adapters import blockio, cdi
-from cri_shim.adapters.cgroups import Version
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.hooks import hook_files
+from cri_shim.adapters.limit_facts import limit_facts
 from cri_shim.adapters.oci_runtime import Identity
 from cri_shim.kernel import mounts, selinux
 from cri_shim.kernel.release import kernel_release
@@ -41,16 +42,11 @@ _RESTRICTIONS: Final = (("nosuid", os.ST_NOSUID), ("nodev", os.ST_NODEV), ("noex
 
 def host_facts(identity: Identity, context: HandlerContext, options: OciOptions, base_spec: Json) -> HostFacts:
     """What is the same for every container of a runtime."""
-    host = context.cgroups.host
     return HostFacts(
+        **dataclasses.asdict(limit_facts(context, min_memory=options.min_memory)),
         oci_version=identity.version.spec,
         capabilities=context.capabilities,
-        lowest_oom_score_adj=context.limits.get("oom_score_adj", -1000),
-        cgroup_version=2 if host.version is Version.V2 else 1,
-        cgroup_driver=context.cgroups.driver,
         machine=platform.machine(),
-        swap_controller=context.cgroups.accounts_for_swap(),
-        hugetlb_controller="hugetlb" in host.controllers,
         seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
         apparmor=context.apparmor.enabled,
         apparmor_parser=bool(context.apparmor.parser),
@@ -58,7 +54,6 @@ def host_facts(identity: Identity, context: HandlerContext, options: OciOptions,
         recursive_read_only=identity.features.recursive_read_only and kernel_release() >= _MOUNT_SETATTR_KERNEL,
         idmapped_mounts=identity.features.user_namespaces and kernel_release() >= _MOUNT_SETATTR_KERNEL,
         wasm_engine=any(tag.startswith("WASM") for tag in identity.version.tags),
-        min_memory=options.min_memory,
         base_spec=base_spec,
         default_capabilities=frozenset(options.default_capabilities),
         rlimits=parse_ulimits(options.default_ulimits),

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import posixpath
 
 import msgspec
 
-from cri_shim.adapters.cgroups import Version
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.limit_facts import limit_facts
 from cri_shim.model.handler import ContainerPlan
 from cri_shim.pb import api_pb2 as pb
-from cri_shim.spec.facts import HostFacts
 from cri_shim.spec.resources import oom_score_adj, resources
 from cri_shim.spec.security import wanted_capabilities
 from handlers.wasmtime.guest_spec import WorkerSpec
 
 
-def host_facts(context: HandlerContext) -> HostFacts:
-    """Of these only what limits depend on."""
-    cgroups = context.cgroups
-    return HostFacts(
-        oci_version="",
-        capabilities=context.capabilities,
-        lowest_oom_score_adj=context.limits.get("oom_score_adj", -1000),
-        cgroup_version=2 if cgroups.host.version is Version.V2 else 1,
-        cgroup_driver=cgroups.driver,
-        machine=platform.machine(),
-        swap_controller=cgroups.accounts_for_swap(),
-        hugetlb_controller="hugetlb" in cgroups.host.controllers,
-    )
-
-
 def worker_spec(plan: ContainerPlan, why: str, context: HandlerContext) -> WorkerSpec:
     """Errors as in `cri_shim.spec.resources`."""
-    limits = resources(plan.config.linux.resources, host_facts(context))
+    limits = resources(plan.config.linux.resources, limit_facts(context))
     return msgspec.structs.replace(identity(plan, context), why=why, limits=limits)
 
 
@@ -49,7 +32,7 @@ def identity(plan: ContainerPlan, context: HandlerContext) -> WorkerSpec:
         gid=user.gid,
         groups=user.groups,
         capabilities=tuple(sorted(capabilities)) if user.uid == 0 else (),
-        oom_score_adj=oom_score_adj(plan.config.linux.resources, host_facts(context)),
+        oom_score_adj=oom_score_adj(plan.config.linux.resources, limit_facts(context)),
         netns=str(plan.pod.net) if plan.pod.net is not None else "",
         cgroup_parent=plan.pod.cgroup_parent,
         limits={},
@@ -60,5 +43,5 @@ def identity(plan: ContainerPlan, context: HandlerContext) -> WorkerSpec:
 
 def worker_limits(worker: WorkerSpec, asked: pb.LinuxContainerResources, context: HandlerContext) -> WorkerSpec:
     """The same worker with these limits. Errors as in `cri_shim.spec.resources`."""
-    host = host_facts(context)
+    host = limit_facts(context)
     return msgspec.structs.replace(worker, oom_score_adj=oom_score_adj(asked, host), limits=resources(asked, host))

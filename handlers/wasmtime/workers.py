@@ -25,6 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from cri_shim.adapters.context import HandlerContext
+from cri_shim.adapters.limit_facts import limit_facts
 from cri_shim.adapters.log_pump import open_log
 from cri_shim.adapters.process_cgroup import ProcessCgroups
 from cri_shim.adapters.zygote import LeftChild, Zygote, ZygoteLostError
@@ -40,7 +41,6 @@ from cri_shim.spec.cgroup_plan import Driver
 from cri_shim.spec.update import change
 from handlers.wasmtime.applets.facts import Facts
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
-from handlers.wasmtime.limits import host_facts
 
 TASK: Final = "handlers.wasmtime.worker:run"
 EXEC_TASK: Final = "handlers.wasmtime.worker:run_exec"
@@ -153,7 +153,7 @@ class WorkerRun:
 
         def apply() -> None:
             inherited = cgroups.inherited_cpuset(worker.cgroup_parent, self.container_id)
-            limits = change(now, wanted, host_facts(self.context), inherited)
+            limits = change(now, wanted, limit_facts(self.context), inherited)
             ProcessCgroups(cgroups).limit(worker.cgroup_parent, self.container_id, limits)
             if spec.worker is not None and spec.worker.oom_score_adj != worker.oom_score_adj:
                 process.set_oom_score_adj(self.process.pid, spec.worker.oom_score_adj)
