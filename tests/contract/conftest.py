@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+
+from tests.support.loopback_registry import LoopbackRegistry
+from tests.support.puller import Node
 
 
 @pytest.fixture(scope="session")
 def module_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `root` for all benches of the run, so that each module is compiled once."""
     return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture
+def registry() -> Iterator[LoopbackRegistry]:
+    """A registry of this process, whose faults a test can choose."""
+    with LoopbackRegistry() as started:
+        yield started
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    """The image side of a daemon on an empty directory."""
+    made = Node(tmp_path)
+    await made.open()
+    yield made
+    await made.close()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from cri_shim.flows import image_check
 from cri_shim.flows.image_check import CheckImages
@@ -28,19 +27,9 @@ WASM = images.wasm_artifact(b"\0asm\x01\0\0\0")
 MODULE = WASM.blobs[1]
 
 
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+@pytest.fixture(autouse=True)
+def settles_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_check, "_SETTLE_SECONDS", 0.05)
-    made = Node(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def check(node: Node, *, repair: bool = False) -> tuple[list[str], list[str], int]:

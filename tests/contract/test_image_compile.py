@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,6 @@ from tests.support.wired import wired
 
 HELLO = wasm.assemble(wasm.HELLO)
 BROKEN = HELLO[:-3]
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ import bz2
 import gzip
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from cri_shim.adapters import image_archive
 from cri_shim.adapters.image_archive import Archives
@@ -35,14 +34,6 @@ SAVED = images.image([archives.plain(BASE), archives.plain(TOP)], {"Cmd": ["/bin
 WASM = images.wasm_artifact(b"\0asm\x01\0\0\0")
 OTHER = images.wasm_artifact(b"\0asm other")
 NAME = "docker.io/library/app:1"
-
-
-@pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 def loader(node: Node) -> LoadImages:

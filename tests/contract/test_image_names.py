@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import structlog
 
 from cri_shim.model.errors import PullError
@@ -17,20 +15,6 @@ from tests.support.puller import Node
 
 ONE = images.wasm_artifact(b"\0asm\x01\0\0\0 one")
 TWO = images.wasm_artifact(b"\0asm\x01\0\0\0 two")
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def names_of(node: Node, image_id: str) -> tuple[set[str], bool]:

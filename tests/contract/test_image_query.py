@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from cri_shim.pb import api_pb2 as pb
 from tests.support import images
@@ -14,20 +12,6 @@ from tests.support.loopback_registry import LoopbackRegistry
 from tests.support.puller import Node
 
 WASM = images.wasm_artifact(b"\0asm\x01\0\0\0")
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def test_what_images_take_is_known_without_looking(node: Node, registry: LoopbackRegistry) -> None:

@@ -8,11 +8,9 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from cri_shim.adapters.image_archive import Archives
 from cri_shim.flows.image_load import LoadImages
@@ -35,20 +33,6 @@ DOCKER = images.docker_image(
 WASM = images.wasm_artifact(b"\0asm\x01\0\0\0")
 FAR = images.image([BASE], architecture="s390x")
 MANY = images.index({f"linux/{images.ARCHITECTURE}": LINUX, "linux/s390x": FAR})
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def save(node: Node, *names: str) -> bytes:

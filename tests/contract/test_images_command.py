@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -35,12 +35,6 @@ OTHER = images.wasm_artifact(b"\0asm other")
 def taken(image: images.Image) -> int:
     """Bytes on the disk, alone."""
     return len(image.manifest.data) + sum(len(blob.data) for blob in image.blobs)
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,9 @@ import random
 import sqlite3
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from cri_shim.flows import image_gc
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, PullError
@@ -31,20 +29,6 @@ LINUX = images.image([FIRST, SECOND], {"Cmd": ["sh"], "User": "1000:1000"})
 BOTH = images.index({f"linux/{images.ARCHITECTURE}": LINUX, "wasi/wasm": WASM, "linux/s390x": LINUX})
 
 needs_root = pytest.mark.root
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def test_a_wasm_artifact_needs_no_root_and_no_unpacking(node: Node, registry: LoopbackRegistry) -> None:

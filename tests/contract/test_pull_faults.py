@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,6 @@ def five_layers() -> tuple[Image, list[dict[str, str]]]:
 
 
 IMAGE, FILES = five_layers()
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
 
 
 @pytest_asyncio.fixture

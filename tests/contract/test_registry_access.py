@@ -7,7 +7,7 @@ import os
 import random
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,12 +24,6 @@ from tests.support.loopback_registry import LoopbackRegistry
 from tests.support.puller import Node
 
 WASM = images.wasm_artifact(b"\0asm hello")
-
-
-@pytest.fixture
-def registry() -> Iterator[LoopbackRegistry]:
-    with LoopbackRegistry() as started:
-        yield started
 
 
 @asynccontextmanager
