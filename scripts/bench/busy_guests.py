@@ -10,15 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 
 from cri_shim.pb import api_pb2 as pb
+from scripts.bench.bed import bed
 from scripts.bench.report import percentile
-from tests.support import images
 from tests.support import wasm as guests
 from tests.support.cri import Cri, container_config
 from tests.support.daemon import Daemon
@@ -38,16 +35,12 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if unknown := set(options.kinds) - KINDS.keys():
         parser.error(f"unknown kinds: {', '.join(sorted(unknown))}")
-    with ExitStack() as clean_up:
-        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
-        registry = clean_up.enter_context(images.registry(base / "registry"))
-        daemon = Daemon(base / "0", settings={"log": {"level": "info"}}, cgroup_parent="/cri-shim-busy")
-        clean_up.callback(daemon.close)
-        daemon.start()
+    with bed("busy") as ground:
+        ground.daemon.start()
         print(f"load average {os.getloadavg()[0]:.1f}; milliseconds, median of {options.rounds} rounds")
         for kind in options.kinds:
-            image = registry.push_wasm(f"bench/{kind}:1", KINDS[kind])
-            rounds = [one_round(daemon, image, options.guests, options.calls) for _ in range(options.rounds)]
+            image = ground.registry.push_wasm(f"bench/{kind}:1", KINDS[kind])
+            rounds = [one_round(ground.daemon, image, options.guests, options.calls) for _ in range(options.rounds)]
             for name in rounds[0]:
                 print(f"{kind:6}{name:32}{percentile([each[name] for each in rounds], 50):10.2f}", flush=True)
     return 0

@@ -18,17 +18,15 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from cri_shim.pb import api_pb2 as pb
+from scripts.bench.bed import bed
 from scripts.bench.lag import percentile
 from scripts.bench.watched_daemon import REPORT
 from tests.support import daemon as daemons
-from tests.support import images
 from tests.support.cri import Cri, container_config, pod_config
 from tests.support.streaming_client import SpdyClient
 
@@ -42,18 +40,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--kib", type=int, default=1024, help="each way in each session (%(default)s)")
     parser.add_argument("--handler", default="crun", help="(%(default)s)")
     options = parser.parse_args(argv)
-    with ExitStack() as clean_up:
-        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.", dir=MEMORY)))
-        figures = base / "figures"
+    with bed("lag", directory=MEMORY) as ground:
+        daemon = ground.daemon
+        figures = ground.base / "figures"
         os.environ[REPORT] = str(figures)
         daemons.PROGRAM = WATCHED  # type: ignore[misc]
-        registry = clean_up.enter_context(images.registry(base / "registry"))
-        daemon = daemons.Daemon(base / "0", settings={"log": {"level": "info"}}, cgroup_parent="/cri-shim-lag")
-        clean_up.callback(daemon.close)
         daemon.start()
         os.nice(10)
         with Cri(daemon.socket, timeout=300) as cri:
-            image = registry.push_busybox("bench/busybox:1")
+            image = ground.registry.push_busybox("bench/busybox:1")
             cri.pull(image)
             pod = cri.run_pod(pod_config("lag", network=pb.NODE), options.handler)
             container = cri.run(pod, container_config(image, "sleep", "3600"))

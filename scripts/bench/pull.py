@@ -14,7 +14,6 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from scripts.bench import memory
-from scripts.bench.figures import containerd
+from scripts.bench.bed import bed
 from tests.support import images
 from tests.support.cri import Cri
-from tests.support.daemon import Daemon
 
 MB = 1_000_000
 LAYERS = 5
@@ -38,19 +36,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--size", type=int, default=100, help="MB of the five layers together (%(default)s)")
     options = parser.parse_args(argv)
-    with ExitStack() as clean_up:
-        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
-        registry = clean_up.enter_context(images.registry(base / "registry"))
+    with bed("pull") as ground:
         makers = {
             f"{options.size} MB, {LAYERS} layers": large_image(options.size * MB),
             f"{SMALL_FILES} small files": small_files_image(),
         }
-        names = {title: [push(registry, make, n) for n in range(options.rounds + 2)] for title, make in makers.items()}
-        daemon = Daemon(base / "0", settings={"log": {"level": "info"}}, cgroup_parent="/cri-shim-bench-pull")
-        clean_up.callback(daemon.close)
-        daemon.start()
-        peer = clean_up.enter_context(containerd(base / "peer", registry, daemon.cni))
-        daemons = {"cri-shim": (daemon.socket, daemon.pid), "containerd": (base / "peer" / "containerd.sock", peer)}
+        names = {
+            title: [push(ground.registry, make, n) for n in range(options.rounds + 2)] for title, make in makers.items()
+        }
+        ground.daemon.start()
+        daemons = {"cri-shim": (ground.daemon.socket, ground.daemon.pid), "containerd": ground.peer()}
         report(names, daemons, options.rounds)
     return 0
 

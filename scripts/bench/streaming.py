@@ -11,21 +11,18 @@ import os
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cri_shim.pb import api_pb2 as pb
-from scripts.bench.figures import containerd
+from scripts.bench.bed import bed
 from scripts.bench.report import percentile
 from scripts.bench.spdy_client import Session
-from tests.support import images
 from tests.support.cri import Cri, Pod, container_config, pod_config
-from tests.support.daemon import Daemon
 
 MIB = 1 << 20
 UNITS = {"ExecSync true": "ms (p50)", "exec": "MiB/s", "port-forward": "MiB/s"}
@@ -46,16 +43,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--mib", type=int, default=1024, help="what is streamed (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     options = parser.parse_args(argv)
-    with ExitStack() as clean_up:
-        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
-        registry = clean_up.enter_context(images.registry(base / "registry"))
-        daemon = Daemon(base / "0", settings={"log": {"level": "info"}}, cgroup_parent="/cri-shim-streaming")
-        clean_up.callback(daemon.close)
-        daemon.start()
-        clean_up.enter_context(containerd(base / "peer", registry, daemon.cni))
-        image = registry.push_busybox("bench/busybox:1")
-        peer = base / "peer" / "containerd.sock"
-        targets = [Target("cri-shim crun", daemon.socket, "crun"), Target("cri-shim runc", daemon.socket, "runc")]
+    with bed("streaming") as ground:
+        ground.daemon.start()
+        peer, _ = ground.peer()
+        image = ground.registry.push_busybox("bench/busybox:1")
+        ours = ground.daemon.socket
+        targets = [Target("cri-shim crun", ours, "crun"), Target("cri-shim runc", ours, "runc")]
         targets.append(Target("containerd runc", peer, "runc"))
         rounds: dict[str, list[dict[str, float]]] = {target.name: [] for target in targets}
         for number in range(options.rounds):

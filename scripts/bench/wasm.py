@@ -14,20 +14,18 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from scripts.bench import churn, crowd
-from scripts.bench.figures import containerd
+from scripts.bench.bed import bed
 from scripts.bench.first_line import milliseconds
 from scripts.bench.report import percentile
 from scripts.bench.running import Kind, growth_per_container
 from tests.support import go_guests, images, wasm
-from tests.support.daemon import Daemon
 
 T = TypeVar("T")
 
@@ -48,17 +46,12 @@ def main(argv: Sequence[str]) -> int:
     add("--crowd", type=int, default=1000, help="modules that run at once in the end (%(default)s)")
     add("--only", choices=list(SECTIONS), action="append", help="measure this only; may be repeated")
     options = parser.parse_args(argv)
-    with ExitStack() as clean_up:
-        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
-        registry = clean_up.enter_context(images.registry(base / "registry"))
-        settings = {"log": {"level": "info"}, "handlers": HANDLERS}
-        daemon = Daemon(base / "0", settings=settings, cgroup_parent="/cri-shim-bench-wasm")
-        clean_up.callback(daemon.close)
-        for state in (daemon.state, base / "peer" / "state"):
-            clean_up.enter_context(in_memory(state))
-        daemon.start()
-        peer = clean_up.enter_context(containerd(base / "peer", registry, daemon.cni))
-        subjects = _subjects(base, registry, (daemon.socket, daemon.pid), (base / "peer" / "containerd.sock", peer))
+    with bed("wasm", handlers=HANDLERS) as ground:
+        for state in (ground.daemon.state, ground.peer_base / "state"):
+            ground.clean_up.enter_context(in_memory(state))
+        ground.daemon.start()
+        ours = (ground.daemon.socket, ground.daemon.pid)
+        subjects = _subjects(ground.base, ground.registry, ours, ground.peer())
         for name, section in SECTIONS.items():
             if not options.only or name in options.only:
                 section(subjects, options)

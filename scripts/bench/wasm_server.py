@@ -15,14 +15,13 @@ import selectors
 import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from cri_shim.pb import api_pb2 as pb
+from scripts.bench.bed import bed
 from scripts.bench.report import percentile
 from scripts.bench.wasm import HANDLERS, PLACEMENTS
 from tests.support import go_guests, images
@@ -59,18 +58,14 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if go_guests.program() is None:
         raise SystemExit("wasm-server: needs Go (https://go.dev), in PATH or in /usr/local/go")
-    with ExitStack() as clean_up:
-        base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.")))
-        registry = clean_up.enter_context(images.registry(base / "registry"))
-        module = registry.push("bench/server:1", images.wasm_artifact(go_guests.build("server", base)))
-        component = registry.push("bench/proxy:1", images.wasm_artifact(assemble(PROXY)))
+    with bed("server", handlers=HANDLERS) as ground:
+        daemon, push = ground.daemon, ground.registry.push
+        module = push("bench/server:1", images.wasm_artifact(go_guests.build("server", ground.base)))
+        component = push("bench/proxy:1", images.wasm_artifact(assemble(PROXY)))
         servers = [
             Server(title, handler, module, b"hello /hello\n", "serving") for title, handler in PLACEMENTS.items()
         ]
         servers.append(Server("wasi:http", "wasm", component, b"hello from a component\n\r\n0\r\n\r\n", ""))
-        settings = {"log": {"level": "info"}, "handlers": HANDLERS}
-        daemon = Daemon(base / "0", settings=settings, cgroup_parent="/cri-shim-bench-server")
-        clean_up.callback(daemon.close)
         daemon.start()
         with Cri(daemon.socket, timeout=300) as cri:
             for server in servers:
