@@ -229,14 +229,16 @@ class LogPump:
 
     def turn(self, epoll: select.epoll) -> None:
         """Do what there is to do; wait for it if there is nothing."""
-        for fd, _ in epoll.poll():
+        for fd, event in epoll.poll():
             if fd == self._wake:
                 os.eventfd_read(fd)
                 self._connect()
             elif fd in self._taps:
                 self._flush(epoll, self._taps[fd])
             elif not self._outputs[fd].container.is_held_up:  # since this poll, by its other stream
-                self._read(epoll, fd)
+                goes_on = self._read(epoll, fd)
+                while goes_on and event & select.EPOLLHUP:  # who has ended need not wait for another turn
+                    goes_on = self._read(epoll, fd)
 
     def finish(self) -> None:
         """Write what is held back of lines that nobody will end any more. For who calls `turn`."""
@@ -254,11 +256,12 @@ class LogPump:
             else:
                 tap.end.close()
 
-    def _read(self, epoll: select.epoll, fd: int) -> None:
+    def _read(self, epoll: select.epoll, fd: int) -> bool:
+        """Whether there can be more at once."""
         output = self._outputs[fd]
         data = _read(fd)
         if data is None:
-            return
+            return False
         # A clock that is set back must not make entries sort before those that are in the file.
         self._last = at = max(self._last, time.time_ns())
         entries = output.splitter.feed(data, at) if data else output.splitter.finish(at)
@@ -271,6 +274,7 @@ class LogPump:
             del self._outputs[fd]
             os.close(fd)
             self._ended(output.container, fd)
+        return bool(data) and not output.container.is_held_up
 
     def _copy(self, epoll: select.epoll, output: _Output, data: bytes) -> None:
         container = output.container

@@ -20,9 +20,11 @@ _NAME: Final = "cri-shim-threads"
 _MYSELF: Final = b"0"
 _TRIES: Final = 20
 _PAUSE: Final = 0.005
-_SHARES: Final = "256"
-_WEIGHT: Final = "25"
-"""Of all these threads together; 1024 shares, or a weight of 100, is what each thread of the daemon has."""
+_SHARES: Final = 256
+"""Of all these threads together; 1024 is what each thread of the daemon has."""
+_HURRY: Final = 20 * 1024
+"""Likewise, while one of them is to come to its end: it takes nearly all of it, and soon leaves."""
+_KEENEST: Final = -20
 
 
 class ThreadGroup:
@@ -33,6 +35,9 @@ class ThreadGroup:
         self._lock = threading.Lock()
         self._inside = self._outside = -1
         self._failed = False
+        self._members: set[int] = set()
+        self._hurried: set[int] = set()
+        self._weight = Path()
 
     def enter(self) -> bool:
         """Move the calling thread in, and what it starts from now on; whether it is in."""
@@ -40,6 +45,7 @@ class ThreadGroup:
             tasks = self._open()
             if tasks < 0:
                 return False
+            self._members.add(threading.get_native_id())
             try:
                 os.write(tasks, _MYSELF)
             except OSError:  # another daemon beside this one has removed it
@@ -53,6 +59,24 @@ class ThreadGroup:
         if self._outside >= 0:
             with contextlib.suppress(OSError):
                 os.write(self._outside, _MYSELF)
+        thread = threading.get_native_id()
+        with self._lock, contextlib.suppress(OSError):
+            self._members.discard(thread)
+            if thread in self._hurried:
+                self._hurried.discard(thread)
+                self._weigh()
+
+    def hurry(self, thread: int) -> None:
+        """Let another thread, which is in there and is to end, come to that before the others, however busy all are.
+
+        By weights: a move of another thread than the calling one would wait for all that fork and end
+        (cgroup_threadgroup_rwsem), 10 ms.
+        """
+        with self._lock, contextlib.suppress(OSError):  # it has ended, or nobody is to change it
+            if thread in self._members:
+                os.setpriority(os.PRIO_PROCESS, thread, _KEENEST)
+                self._hurried.add(thread)
+                self._weigh()
 
     def close(self) -> None:
         """Remove it, unless another daemon uses it; also what a daemon that was killed has left."""
@@ -83,6 +107,10 @@ class ThreadGroup:
                 os.close(tasks)
                 self._inside = -1
 
+    def _weigh(self) -> None:
+        shares = _HURRY if self._hurried else _SHARES
+        self._weight.write_text(str(shares if self._host.version is not Version.V2 else shares * 100 // 1024))
+
     def _own(self) -> tuple[Path, str]:
         """The daemon's own cgroup, and the name of the file of its threads."""
         root, version2 = self._host.controllers.get("cpu"), self._host.version is Version.V2
@@ -99,9 +127,8 @@ class ThreadGroup:
             if (place / "cgroup.type").read_text().strip() != "threaded":
                 (place / "cgroup.type").write_text("threaded")
             (own / "cgroup.subtree_control").write_text("+cpu")
-            (place / "cpu.weight").write_text(_WEIGHT)
-        else:
-            (place / "cpu.shares").write_text(_SHARES)
+        self._weight = place / ("cpu.weight" if self._host.version is Version.V2 else "cpu.shares")
+        self._weigh()
         if self._outside < 0:
             self._outside = os.open(own / tasks, os.O_WRONLY | os.O_CLOEXEC)
         self._inside = os.open(place / tasks, os.O_WRONLY | os.O_CLOEXEC)

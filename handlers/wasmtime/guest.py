@@ -99,12 +99,19 @@ class Weight(Protocol):
         """It has ended."""
         ...
 
+    def hurry(self, thread: int) -> None:
+        """Let another thread, which is in there, come to its end before the others. Any thread."""
+        ...
+
 
 class _OwnProcess:
     def enter(self) -> None:
         pass
 
     def leave(self) -> None:
+        pass
+
+    def hurry(self, thread: int) -> None:
         pass
 
 
@@ -198,6 +205,9 @@ class Guest:
         # After the flag, which `_execute` reads when the deadline is set: one of the two always sees the other. Before
         # what wakes it: no instruction of its own is to follow.
         self.engine.increment_epoch()
+        with self._thread_lock:
+            if self._thread:
+                self._weight.hurry(self._thread)
         self.end_input()  # it may be waiting for some
         if self.waits is not None:
             self.waits.stop()
@@ -300,7 +310,6 @@ class Guest:
                 _name_myself(self._id)
                 linked = self._program(self, resources)
                 self._ready()
-                self._weight.enter()
                 _become_gentle(self.spec)
             except Exception as error:  # noqa: BLE001  a start that fails for any reason is told to the client
                 failure = self._start_error(error)
@@ -310,6 +319,8 @@ class Guest:
             self._told.started(time.time_ns())
             if self.spec.cpu is not None:
                 self._limit_cpu(self.spec.cpu)
+            # Last of all: in there it waits for its turn, with whatever others need that it holds.
+            self._weight.enter()
             ending = linked.execute()
             self._weight.leave()  # what follows is the daemon's work, and others may wait for it
             if self.waits is not None:

@@ -78,6 +78,20 @@ def test_drained_waits_for_both_streams(pump: LogPump, tmp_path: Path) -> None:
     assert writer.drained.wait(10)
 
 
+def test_all_that_is_left_at_the_end_is_written_in_one_turn(tmp_path: Path) -> None:
+    pump = LogPump(threaded=False)
+    epoll = pump.start()
+    writer = Writer(pump, tmp_path / "log")
+    os.write(writer.out, b"first\n")
+    os.write(writer.err, b"second\n")
+    os.close(writer.out)
+    os.close(writer.err)
+    pump.turn(epoll)
+    assert writer.drained.is_set()
+    assert sorted(text for _, _, text in contents(tmp_path / "log")) == ["first", "second"]
+    pump.close()
+
+
 def test_mode_is_0640_whatever_the_umask(pump: LogPump, tmp_path: Path) -> None:
     path = tmp_path / "log"
     before = os.umask(0o077)
