@@ -27,12 +27,16 @@ import sys
 
 TYPE_CHECKING = False  # the typing module costs 1 MiB, a tenth of this process
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD
 _MESSAGE = 4096
 _HIGHEST_FD = 1 << 30
 _PRELOADS = 3
+_decode: Callable[[str, int], tuple[dict[str, Any], int]] | None = None
+"""A scanner of JSON: `json.loads` is four functions more, and each page that a child writes to it has a copy of, be it
+for the count of references of what it calls."""
 
 
 def main() -> None:
@@ -76,8 +80,12 @@ def _serve(channel: socket.socket) -> tuple[int, int] | None:
     message, fds, _, _ = socket.recv_fds(channel, _MESSAGE, _MAX_DESCRIPTORS)
     if not message:
         sys.exit(0)  # the daemon is gone; children go on
-    import json  # noqa: F401, PLC0415  for all children from now on; an idle zygote goes without its 1 MiB
+    global _decode  # noqa: PLW0603  for all children from now on; an idle zygote goes without its 1 MiB
+    if _decode is None:
+        from json import JSONDecoder  # noqa: PLC0415  likewise
+        from json.scanner import make_scanner  # noqa: PLC0415  likewise
 
+        _decode = make_scanner(JSONDecoder())  # type: ignore[arg-type]  # the stub is wrong
     refusal = b""
     try:
         pid = os.fork()
@@ -106,15 +114,15 @@ def _run_child(fds: list[int]) -> NoReturn:
     code = 1
     try:
         _leave_zygote(fds)
-        import json  # noqa: PLC0415  loaded before the fork
-
         request, result, *rest = fds
-        call = json.loads(_read_all(request))
+        call = _read(request)
         given = rest[: len(rest) - call["held"]]
         try:
             outcome = {"value": _call(call, given)}
         except BaseException as error:  # noqa: BLE001  whatever it is, the daemon is to know
             outcome = {"error": _describe(error)}
+        import json  # noqa: PLC0415  loaded before the fork
+
         data = memoryview(json.dumps(outcome).encode())
         while data:
             data = data[os.write(result, data) :]
@@ -147,10 +155,12 @@ def _leave_zygote(fds: list[int]) -> None:
     os.close(score)
 
 
-def _read_all(fd: int) -> bytes:
-    """A memfd from its start: whoever wrote it left the offset at the end."""
-    size = os.fstat(fd).st_size
-    return os.pread(fd, size, 0)
+def _read(fd: int) -> dict[str, Any]:
+    """The request in a memfd."""
+    data = os.pread(fd, os.lseek(fd, 0, os.SEEK_END), 0)
+    if _decode is None:
+        raise RuntimeError
+    return _decode(data.decode(), 0)[0]
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

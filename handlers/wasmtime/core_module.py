@@ -15,11 +15,12 @@ from typing import Final
 import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
+from cri_shim.wire.wasm_shape import UNKNOWN, Shape
 from handlers.wasmtime.ending import Ending
 from handlers.wasmtime.exports import functions
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
-from handlers.wasmtime.hooks import hooked
+from handlers.wasmtime.hooks import Hooked, hooked
 from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
 from handlers.wasmtime.memory_budget import PAGE, budget
 from handlers.wasmtime.wasi import wasi_config
@@ -34,18 +35,40 @@ _WASMEDGE_SOCKETS: Final = ("sock_open", "sock_bind", "sock_listen", "sock_conne
 _TABLES: Final = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a guest needs, whatever it runs. The store has the limits of a module without any."""
+
+    linker: wasmtime.Linker
+    hooks: Hooked
+    store: wasmtime.Store
+
+
+def prepare(guest: Guest, resources: ExitStack) -> Prepared:
+    """For one run."""
+    linker = guest.new_linker(guest.engine)
+    hooks = resources.enter_context(hooked(guest, linker))
+    store = wasmtime.Store(guest.engine)
+    _set_limits(store, 0, UNKNOWN, 0)
+    guest.limit_memory = partial(_limit, store)
+    hooks.watch_epoch(store)
+    return Prepared(linker, hooks, store)
+
+
 def link_module(guest: Guest, resources: ExitStack) -> Linked:
     """A `Program`: all that can fail for reasons that are not the module's own doing at run time."""
+    return link_prepared(prepare(guest, resources), guest, resources)
+
+
+def link_prepared(prepared: Prepared, guest: Guest, resources: ExitStack) -> Linked:
+    """The same, with what `prepare` has made for this guest."""
+    linker, hooks, store = prepared.linker, prepared.hooks, prepared.store
+    if guest.spec.memory_limit or guest.spec.listen is not None:
+        _limit(store, guest.spec)
     try:
         module = wasmtime.Module.deserialize_file(guest.engine, guest.compiled)
     except wasmtime.WasmtimeError as error:
         raise guest.unusable(error) from None
-    linker = guest.new_linker(guest.engine)
-    hooks = resources.enter_context(hooked(guest, linker))
-    store = wasmtime.Store(guest.engine)
-    _set_limits(store, guest.spec)
-    guest.limit_memory = partial(_set_limits, store)
-    hooks.watch_epoch(store)
     try:
         instance = linker.instantiate_pre(module)  # here too where it is linked anew: it says what is missing
     except wasmtime.WasmtimeError as error:
@@ -90,8 +113,13 @@ def _how_to_link(text: str) -> str:
     return "a core module gets wasi_snapshot_preview1 and nothing else: build it for wasm32-wasip1, Go for wasip1"
 
 
-def _set_limits(store: wasmtime.Store, spec: GuestSpec) -> None:
-    ours, limits = 2 if spec.listen is not None else 0, budget(spec.memory_limit, spec.shape)
+def _limit(store: wasmtime.Store, spec: GuestSpec) -> None:
+    _set_limits(store, spec.memory_limit, spec.shape, 2 if spec.listen is not None else 0)
+
+
+def _set_limits(store: wasmtime.Store, memory: int, shape: Shape, ours: int) -> None:
+    """`ours`: modules of ours around the guest's."""
+    limits = budget(memory, shape)
     store.set_limits(
         memory_size=limits.memory,
         table_elements=limits.elements,

@@ -30,7 +30,7 @@ from handlers.wasmtime.ending import Ending, exit_from
 from handlers.wasmtime.engine import Made, make
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
-from handlers.wasmtime.output import Output, Plain, Streams, Terminal
+from handlers.wasmtime.output import Output, Plain, Streams, Terminal, streams_of
 from handlers.wasmtime.quota import Allowance, CpuLimit, Throttle
 from handlers.wasmtime.socket_calls import Calls
 from handlers.wasmtime.stopping import Stopping
@@ -129,8 +129,8 @@ class Services:
     """Called by the guest's thread when all that it needs is open, before its first instruction."""
     weight: Weight | None = None
     """None = the guest has its process for itself."""
-    streams: Callable[[str], Streams] = Output
-    """Opens the output, by the path of the log."""
+    streams: Callable[[GuestSpec], Streams] = streams_of
+    """Opens the output."""
     made: Callable[[], Made] = make
 
 
@@ -152,10 +152,7 @@ class Guest:
     def __init__(
         self, container_id: ContainerId, spec: GuestSpec, compiled: str, services: Services, program: Program
     ) -> None:
-        self._id = container_id
-        self.spec = spec
-        self.compiled = compiled
-        self._program = program
+        self.assign(container_id, spec, compiled, program)
         self._pump = services.pump
         self._throttle = services.throttle
         self._told = services.told
@@ -175,7 +172,6 @@ class Guest:
         self._thread_lock = threading.Lock()
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
         self.output: Output | Terminal | None = None
-        self.has_input = bool(spec.stdin) or spec.terminal
         self._keeper = -1
         self.socket_calls: Calls | None = None
         self.waits: Waits | None = None
@@ -184,6 +180,14 @@ class Guest:
         self.clock_base = 0
         self.limit_memory: Callable[[GuestSpec], None] = _no_memory
         self._memory_limit_changed = False
+
+    def assign(self, container_id: ContainerId, spec: GuestSpec, compiled: str, program: Program) -> None:
+        """Before `start`, it is that container's: a worker's guest is made before anybody knows whose it will be."""
+        self._id = container_id
+        self.spec = spec
+        self.compiled = compiled
+        self._program = program
+        self.has_input = bool(spec.stdin) or spec.terminal
 
     def start(self) -> None:
         """Start the thread. ResourceExhausted when there can be no more threads."""
@@ -348,7 +352,7 @@ class Guest:
 
     def give_files(self, take: Callable[[Streams], None], resources: ExitStack) -> Streams:
         """Log, streams and directories, which `take` opens. The last that can fail: now the pump tells the end."""
-        output = self._streams(self.spec.log_path)
+        output = self._streams(self.spec)
         resources.callback(output.close)
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
         if self.spec.stdin and isinstance(output, Output):

@@ -15,6 +15,7 @@ from cri_shim.adapters.log_pump import LogFile, LogPump
 from cri_shim.kernel import tty
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.crilog import Stream
+from handlers.wasmtime.guest_spec import GuestSpec
 
 STANDARD_STREAMS: Final = (0, 1, 2)
 
@@ -160,3 +161,8 @@ class Plain:
 
 Streams = Output | Terminal | Plain
 """Of a guest: where it writes, and what becomes of that."""
+
+
+def streams_of(spec: GuestSpec) -> Streams:
+    """What is logged of a container."""
+    return (Terminal if spec.terminal else Output)(spec.log_path)

@@ -3,8 +3,10 @@
     go ─▶ network, mounts ─▶ link: open module, log, directories ─▶ chroot, become the user ─▶ run ─▶ exit file ─▶ exit
 
 The daemon places it in its cgroup before `go`, and talks to it by one datagram per request and answer (JSON); a later
-daemon connects anew. The worker outlives both. Invariant: when the guest's first instruction runs, the process has the
-container's identity and no way back; when the exit file is complete, the guest's last byte is in the log.
+daemon connects anew. The worker outlives both. Each page that it writes to it has a copy of, and Python writes to
+whatever it calls, looks up or makes: so what can be made before the fork is, and what comes after is plain. Invariant:
+when the guest's first instruction runs, the process has the container's identity and no way back; when the exit file is
+complete, the guest's last byte is in the log.
 """
 
 from __future__ import annotations
@@ -18,24 +20,25 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import msgspec
-import wasmtime
 
 from cri_shim.adapters.log_pump import LogPump
 from cri_shim.kernel import credentials, libc, tty
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition
-from handlers.wasmtime.core_module import link_module
+from cri_shim.model.ids import ContainerId, Digest
+from handlers.wasmtime.core_module import link_module, link_prepared, prepare
 from handlers.wasmtime.engine import Made, new_engine, new_linker
 from handlers.wasmtime.guest import Guest, Program, Services
-from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
+from handlers.wasmtime.guest_spec import Entry, GuestSpec, WorkerSpec
 from handlers.wasmtime.lookup_files import furnish
-from handlers.wasmtime.output import Output, Plain, Terminal
+from handlers.wasmtime.output import Plain, Terminal
 from handlers.wasmtime.quota import Throttle
 
 MESSAGE: Final = 1 << 16
@@ -55,27 +58,26 @@ _CANNOT_EXECUTE: Final = 126
 def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Arguments: `id`, `spec` (a `GuestSpec`, JSON), `compiled` (a path), `empty` (a directory to be shut up in).
 
-    Descriptors: the listening socket, the exit file, and the network namespace if it is not the host's.
+    Descriptors: the daemon's connection, the listening socket, the exit file, and the network namespace if it is not
+    the host's.
     """
     spec = _SPECS.decode(arguments["spec"])
     if spec.worker is None:
         msg = "no worker was asked for"
         raise ValueError(msg)
-    listener, exit_fd, *namespaces = fds
+    daemon, listener, exit_fd, *namespaces = fds
     os.setsid()
-    worker = _Worker(socket.socket(fileno=listener), exit_fd, spec.worker, arguments["empty"])
-    worker.wait_for_go()
+    worker, guest, empty = _PREPARED.worker, _PREPARED.guest, arguments["empty"]
+    worker.begin(daemon, listener, exit_fd)
+    worker.spec, worker.empty = spec.worker, empty
     try:
-        _enter(spec, spec.worker, namespaces, arguments["empty"])
-        streams = Terminal if spec.terminal else Output
-        pump = LogPump(threaded=False)
-        services = Services(pump, Throttle(), worker, worker.shut_up, streams=streams, made=_made_before)
-        guest = Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec))
+        _enter(spec, spec.worker, namespaces, empty)
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
+    guest.assign(arguments["id"], spec, arguments["compiled"], _program(spec) or _PREPARED.program)
     if spec.terminal:
         worker.obey_terminal(guest)
-    worker.serve(guest, pump)
+    worker.serve(guest, _PREPARED.pump)
 
 
 def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
@@ -107,15 +109,18 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     throttle = Throttle()
     if spec.cpu is not None:
         throttle.start()
-    services = Services(LogPump(), throttle, executed, executed.shut_up, streams=lambda _: Plain(), made=_made_before)
-    Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec)).start()
+    services = Services(
+        LogPump(), throttle, executed, executed.shut_up, streams=lambda _: Plain(), made=lambda: _PREPARED.made
+    )
+    Guest(arguments["id"], spec, arguments["compiled"], services, _program(spec) or link_module).start()
     while True:
         signal.pause()
 
 
-def _program(spec: GuestSpec) -> Program:
+def _program(spec: GuestSpec) -> Program | None:
+    """None for a module."""
     if not spec.entry.component:
-        return link_module
+        return None
     from handlers.wasmtime.component import link_component  # noqa: PLC0415  in the zygote of components
 
     return link_component
@@ -179,24 +184,28 @@ def _enter(spec: GuestSpec, worker: WorkerSpec, namespaces: Sequence[int], empty
 
 @dataclass(slots=True)
 class _Worker:
-    """`handlers.wasmtime.guest.Told`, and the main thread's loop."""
+    """`handlers.wasmtime.guest.Told`, and the main thread's loop. Made before the fork, and `begin` comes after it.
 
-    listener: socket.socket
-    exit_fd: int
+    Sockets are plain descriptors: Python's objects of them are for those whom a daemon has something to say to.
+    """
+
     spec: WorkerSpec
-    empty: str
-    _clients: dict[int, socket.socket] = field(default_factory=dict)
+    empty: str = ""
+    _listener: int = -1
+    _exit_fd: int = -1
+    _nudge: int = -1
+    _clients: set[int] = field(default_factory=set)
     _leaving: threading.Lock = field(default_factory=threading.Lock)
-    _nudge: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     _forced: Exit | None = None
     _deadline: float = 0.0
 
-    def wait_for_go(self) -> None:
-        """The first connection is that of the daemon that made us. It goes away = so do we."""
-        client, _ = self.listener.accept()
-        if not client.recv(MESSAGE):
+    def begin(self, daemon: int, listener: int, exit_fd: int) -> None:
+        """Wait until the daemon says go. It goes away = so do we."""
+        self._listener, self._exit_fd = listener, exit_fd
+        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._clients.add(daemon)
+        if not os.read(daemon, MESSAGE):
             os._exit(1)
-        self._clients[client.fileno()] = client
 
     def shut_up(self) -> None:
         """In the guest's thread."""
@@ -222,7 +231,7 @@ class _Worker:
     def serve(self, guest: Guest, pump: LogPump) -> NoReturn:
         """Answer the daemon, and write the log, until the guest has ended."""
         poller, output = select.poll(), pump.start()
-        for fd in (self.listener.fileno(), output.fileno(), self._nudge, *self._clients):
+        for fd in (self._listener, output.fileno(), self._nudge, *self._clients):
             poller.register(fd, select.POLLIN)
         guest.start()
         while True:
@@ -231,15 +240,20 @@ class _Worker:
             for fd, _ in events:
                 if fd == self._nudge:
                     os.eventfd_read(fd)
-                elif fd == self.listener.fileno():
-                    client, _ = self.listener.accept()
-                    self._clients[client.fileno()] = client
-                    poller.register(client.fileno(), select.POLLIN)
+                elif fd == self._listener:
+                    with _borrowed(fd) as listener:
+                        client = listener.accept()[0].detach()
+                    self._clients.add(client)
+                    poller.register(client, select.POLLIN)
                 elif fd == output.fileno():
                     pump.turn(output)
-                elif not self._answer(guest, self._clients[fd]):
-                    poller.unregister(fd)
-                    self._clients.pop(fd).close()
+                else:
+                    with _borrowed(fd) as daemon:
+                        is_there = self._answer(guest, daemon)
+                    if not is_there:
+                        poller.unregister(fd)
+                        self._clients.remove(fd)
+                        os.close(fd)
 
     def _answer(self, guest: Guest, client: socket.socket) -> bool:
         """One request; False when the client has gone."""
@@ -286,31 +300,74 @@ class _Worker:
     def _leave(self, ended: Exit) -> None:
         """Once; whoever comes second has nothing to say any more."""
         with self._leaving:
-            os.write(self.exit_fd, _EXITS.encode(ended))
+            os.write(self._exit_fd, _EXITS.encode(ended))
             os._exit(0)
 
     def _tell(self, news: bytes) -> None:
-        for client in tuple(self._clients.values()):
+        for client in tuple(self._clients):
             with contextlib.suppress(OSError):
-                client.send(news)
+                os.write(client, news)
 
 
-def _warm_up() -> Made:
-    """In the zygote: what a process does only the first time, so that no worker has to, and none has it in memory.
+@contextlib.contextmanager
+def _borrowed(fd: int) -> Iterator[socket.socket]:
+    """A socket whose descriptor stays open."""
+    sock = socket.socket(fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
 
-    Engine and linker are for the worker's one guest. A fork takes them along as long as no guest has run and nothing
-    was compiled.
-    """
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """For the one guest of a worker, whatever it will run. `program` is for a core module."""
+
+    worker: _Worker
+    guest: Guest
+    pump: LogPump
+    program: Program
+    made: Made
+    held: contextlib.ExitStack
+    """Nobody leaves it."""
+
+
+def _prepare() -> _Prepared:
+    """In the zygote. A fork takes the engine along as long as no guest has run and nothing was compiled."""
     libc.share_heap()  # of its own each thread would touch 80 KiB
     engine = new_engine()
     linker = new_linker(engine)
-    wasmtime.Store(engine).set_limits(memory_size=-1)
+    made = Made(engine, lambda _: linker)
+    worker, pump = _Worker(_NOBODY), LogPump(threaded=False)
+    services = Services(pump, Throttle(), worker, worker.shut_up, made=lambda: made)
+    guest = Guest(ContainerId(""), _NOTHING, "", services, link_module)
+    held = contextlib.ExitStack()
+    program = partial(link_prepared, prepare(guest, held))
     _EXITS.encode(Exit(code=0, at=0, reason=Reason.COMPLETED))
-    return Made(engine, lambda _: linker)
+    return _Prepared(worker, guest, pump, program, made, held)
 
 
-_MADE: Final = _warm_up()
-
-
-def _made_before() -> Made:
-    return _MADE
+_NOBODY: Final = WorkerSpec(
+    why="",
+    uid=0,
+    gid=0,
+    groups=(),
+    capabilities=(),
+    oom_score_adj=0,
+    netns="",
+    cgroup_parent="",
+    limits={},
+)
+_NOTHING: Final = GuestSpec(
+    entry=Entry("", Digest(""), ""),
+    argv=(),
+    env=(),
+    preopens=(),
+    memory_limit=0,
+    cpu=None,
+    nice=0,
+    cpus=(),
+    log_path="",
+)
+"""Until it is known what runs."""
+_PREPARED: Final = _prepare()

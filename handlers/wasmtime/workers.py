@@ -348,18 +348,18 @@ class Workers:
     ) -> tuple[WorkerRun, asyncio.Future[int]]:
         arguments = {
             "id": container_id,
-            "spec": msgspec.json.encode(spec).decode(),
+            "spec": msgspec.json.encode(msgspec.structs.replace(spec, identity=None)).decode(),
             "compiled": str(compiled),
             "empty": str(opened.files.empty),
         }
+        channel = _Channel(opened.connection)
         try:
-            child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
-        except ZygoteLostError:
-            child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
-        try:
-            channel = _Channel.connect(opened.files)
-        except OSError:
-            child.process.kill()
+            try:
+                child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
+            except ZygoteLostError:
+                child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
+        except BaseException:
+            channel.close()
             raise
         channel.listen()
         return WorkerRun(container_id, spec, opened.files, child.process, self._context, channel), child.status
@@ -403,7 +403,10 @@ class Workers:
 
 
 class _Opened:
-    """What is passed to a worker that is to be forked: the listening socket, the exit file, the network namespace."""
+    """What is passed to a worker that is to be forked: a connection, the listening socket, the exit file, the network.
+
+    The daemon's end of the connection is the caller's, to be closed or used.
+    """
 
     def __init__(self, files: Files, netns: str) -> None:
         self.files = files
@@ -414,10 +417,12 @@ class _Opened:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             exit_fd = os.open(files.exit, flags, 0o600)
             stack.callback(os.close, exit_fd)
-            self.descriptors = [listener.fileno(), exit_fd]
-            if netns:
-                self.descriptors.append(os.open(netns, os.O_RDONLY | os.O_CLOEXEC))
-                stack.callback(os.close, self.descriptors[-1])
+            namespaces = [os.open(netns, os.O_RDONLY | os.O_CLOEXEC)] if netns else []
+            for namespace in namespaces:
+                stack.callback(os.close, namespace)
+            self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.enter_context(theirs)
+            self.descriptors = [theirs.fileno(), listener.fileno(), exit_fd, *namespaces]
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -443,10 +448,11 @@ class _Channel:
         except OSError:
             sock.close()
             raise
-        sock.setblocking(False)
         return cls(sock)
 
     def listen(self) -> None:
+        """What comes is taken from now on."""
+        self.sock.setblocking(False)
         asyncio.get_running_loop().add_reader(self.sock.fileno(), self._receive)
 
     def send(self, request: Mapping[str, object], *fds: int) -> None:
