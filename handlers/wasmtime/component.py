@@ -21,7 +21,8 @@ from cri_shim.spec.dispatch import LISTEN_ANNOTATION
 from handlers.wasmtime.ending import Ending
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION
-from handlers.wasmtime.wasi import wasi_config
+from handlers.wasmtime.native import address
+from handlers.wasmtime.wasi import set_wasi
 from handlers.wasmtime.wasip2 import calls
 from handlers.wasmtime.wasip2.linker import is_known, link, not_provided
 from handlers.wasmtime.wasip2.resources import Table
@@ -61,7 +62,8 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
         output = guest.give_files(lambda output: world.open(output, resources), resources)
     else:
         linker, table = _native_linker(guest.engine, imports), Table()
-        output = guest.give_files(lambda output: store.set_wasi(wasi_config(guest.spec, output)), resources)
+        context = address(store._context())  # noqa: SLF001  the library has no other way
+        output = guest.give_files(lambda output: set_wasi(context, guest.spec, output), resources)
     run = _Run(guest, store, linker, component, export, table)
     return Linked(store, output, run.execute)
 

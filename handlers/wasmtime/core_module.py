@@ -17,13 +17,13 @@ import wasmtime
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.wasm_shape import UNKNOWN, Shape
 from handlers.wasmtime.ending import Ending
-from handlers.wasmtime.exports import functions
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
-from handlers.wasmtime.hooks import Hooked, hooked
+from handlers.wasmtime.hooks import hooked
 from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
 from handlers.wasmtime.memory_budget import PAGE, budget
-from handlers.wasmtime.wasi import wasi_config
+from handlers.wasmtime.native import NativeModule
+from handlers.wasmtime.wasi import set_wasi
 
 _INITIALIZE: Final = "_initialize"
 _ABOVE_LIMIT: Final = ("exceeds memory limits", "exceeds table limits", "GC heap out of memory")
@@ -35,24 +35,17 @@ _WASMEDGE_SOCKETS: Final = ("sock_open", "sock_bind", "sock_listen", "sock_conne
 _TABLES: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that a guest needs, whatever it runs. The store has the limits of a module without any."""
-
-    linker: wasmtime.Linker
-    hooks: Hooked
-    store: wasmtime.Store
-
-
-def prepare(guest: Guest, resources: ExitStack) -> Prepared:
-    """For one run."""
+def prepare(guest: Guest, resources: ExitStack) -> Parts:
+    """All that a run needs whatever it is of. The store has the limits of a module without any."""
     linker = guest.new_linker(guest.engine)
     hooks = resources.enter_context(hooked(guest, linker))
     store = wasmtime.Store(guest.engine)
     _set_limits(store, 0, UNKNOWN, 0)
     guest.limit_memory = partial(_limit, store)
     hooks.watch_epoch(store)
-    return Prepared(linker, hooks, store)
+    module = NativeModule(guest.engine, linker, store)
+    resources.callback(module.close)
+    return Parts(module, linker, hooks, store)
 
 
 def link_module(guest: Guest, resources: ExitStack) -> Linked:
@@ -60,33 +53,31 @@ def link_module(guest: Guest, resources: ExitStack) -> Linked:
     return link_prepared(prepare(guest, resources), guest, resources)
 
 
-def link_prepared(prepared: Prepared, guest: Guest, resources: ExitStack) -> Linked:
+def link_prepared(parts: Parts, guest: Guest, resources: ExitStack) -> Linked:
     """The same, with what `prepare` has made for this guest."""
-    linker, hooks, store = prepared.linker, prepared.hooks, prepared.store
-    if guest.spec.memory_limit or guest.spec.listen is not None:
-        _limit(store, guest.spec)
+    module, store, spec = parts.module, parts.store, guest.spec
+    if spec.memory_limit or spec.listen is not None:
+        _limit(store, spec)
     try:
-        module = wasmtime.Module.deserialize_file(guest.engine, guest.compiled)
+        module.load(guest.compiled)
     except wasmtime.WasmtimeError as error:
         raise guest.unusable(error) from None
     try:
-        instance = linker.instantiate_pre(module)  # here too where it is linked anew: it says what is missing
+        module.link()  # here too where it is linked anew: it says what is missing
     except wasmtime.WasmtimeError as error:
         msg = f"the module cannot be linked: {one_line(error)}"
         raise FailedPrecondition(msg, hint=_how_to_link(str(error))) from None
-    is_library = _is_library(module, guest.spec.entry.function)
-    instantiate: Instantiate = instance.instantiate
-    if guest.spec.listen is not None:
-        instantiate = link_sockets(guest, guest.spec.listen, Parts(module, linker, hooks, store), resources)
-    run = _Run(guest, store, instantiate, is_library)
-    return Linked(
-        store, guest.give_files(lambda output: store.set_wasi(wasi_config(guest.spec, output)), resources), run.execute
-    )
+    is_library = _is_library(module.functions(), spec.entry.function)
+    instantiate: Instantiate = module.instantiate
+    if spec.listen is not None:
+        instantiate = link_sockets(guest, spec.listen, parts, resources)
+    run = _Run(guest, store, module, instantiate, is_library)
+    output = guest.give_files(lambda output: set_wasi(module.context, spec, output), resources)
+    return Linked(store, output, run.execute)
 
 
-def _is_library(module: wasmtime.Module, wanted: str) -> bool:
+def _is_library(exported: Mapping[str, int], wanted: str) -> bool:
     """Whether there is something to initialise. FailedPrecondition when there is nothing to call."""
-    exported = functions(module)
     if wanted not in exported:
         msg = f"the module exports no function {wanted!r}"
         raise FailedPrecondition(msg, hint=_what_to_call(exported))
@@ -135,38 +126,41 @@ class _Run:
 
     guest: Guest
     store: wasmtime.Store
+    module: NativeModule
     instantiate: Instantiate
     is_library: bool
 
     def execute(self) -> Ending:
-        guest, store, trap = self.guest, self.store, ""
-        exports: Mapping[str, object] | None = None
+        guest, module, trap, is_there = self.guest, self.module, "", False
         if guest.is_stopping:
             return Ending(signal=guest.signal)
         try:
-            exports = self.instantiate(store).exports(store)
-            guest.meter.attach(store, exports.get("memory"))
+            self.instantiate()
+            is_there = True
+            if guest.spec.worker is None:  # of a worker it is the cgroup that is looked at
+                guest.meter.attach(self.store, module.memory())
             if self.is_library:
-                _call(store, exports[_INITIALIZE])
-            _call(store, exports[guest.spec.entry.function])
+                module.call(_INITIALIZE)
+            module.call(guest.spec.entry.function)
         except Exception as error:  # noqa: BLE001  a container ends, whatever ended it
             trap = guest.defect or str(error).strip() or type(error).__name__
             error.with_traceback(None)  # its frames hold it, and with it the module until a collection
         if guest.code is not None:
-            return Ending(code=guest.code, out_of_memory=bool(guest.code) and self._is_full(exports))
+            return Ending(code=guest.code, out_of_memory=bool(guest.code and is_there) and self._is_full())
         if not trap:
             return Ending(signal=guest.signal)  # with one it has returned because its input was taken away
         refused = any(words in trap for words in _ABOVE_LIMIT)
-        return Ending(signal=guest.signal, trap=trap, out_of_memory=refused or self._is_full(exports))
+        return Ending(signal=guest.signal, trap=trap, out_of_memory=refused or (is_there and self._is_full()))
 
-    def _is_full(self, exports: Mapping[str, object] | None) -> bool:
+    def _is_full(self) -> bool:
         """Whether the memory, or a table, is so near its limit that the guest could not grow it by much.
 
         The engine does not say that it refused to grow; an allocator asks for some pages more at a time. What is not
         exported cannot be seen.
         """
-        if exports is None or not self.guest.spec.memory_limit:
+        if not self.guest.spec.memory_limit:
             return False
+        exports = self.module.instance().exports(self.store)
         limits = budget(self.guest.spec.memory_limit, self.guest.spec.shape)
         memories = (each.data_len(self.store) for each in exports.values() if isinstance(each, wasmtime.Memory))
         tables = (each.size(self.store) for each in exports.values() if isinstance(each, wasmtime.Table))
@@ -174,8 +168,3 @@ class _Run:
         return any(size > limits.memory - limits.memory // 8 - PAGE for size in memories) or any(
             size > limits.elements - limits.elements // 8 for size in tables if size not in fixed
         )
-
-
-def _call(store: wasmtime.Store, function: object) -> None:
-    if isinstance(function, wasmtime.Func):  # `_is_library` has seen it
-        function(store)

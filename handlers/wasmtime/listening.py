@@ -21,16 +21,17 @@ from handlers.wasmtime.forward import MEMORY, OPENING, TABLE, WASI
 from handlers.wasmtime.guest import Guest
 from handlers.wasmtime.guest_spec import Listen
 from handlers.wasmtime.hooks import Hooked
+from handlers.wasmtime.native import NativeModule
 from handlers.wasmtime.socket_calls import PARAMETERS, Calls
 
-Instantiate = Callable[[wasmtime.Store], wasmtime.Instance]
+Instantiate = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A module on its way: its linker has WASI and the hooks."""
+    """A module on its way, or what waits for one: the linker has WASI and the hooks."""
 
-    module: wasmtime.Module
+    module: NativeModule
     linker: wasmtime.Linker
     hooks: Hooked
     store: wasmtime.Store
@@ -57,12 +58,12 @@ def _instantiate(
     back: wasmtime.Module,
     front: wasmtime.Instance,
     listeners: int,
-    store: wasmtime.Store,
-) -> wasmtime.Instance:
+) -> None:
     """The module, and behind it what its calls on descriptors go to."""
-    instance = parts.linker.instantiate(store, parts.module)
-    memory = instance.exports(store).get(MEMORY)
-    if not isinstance(memory, wasmtime.Memory):
+    store = parts.store
+    parts.module.instantiate_anew()
+    memory = parts.module.memory()
+    if memory is None:
         msg = f"the module exports no {MEMORY}"
         raise TypeError(msg)
     native, behind = wasmtime.Linker(engine), wasmtime.Linker(engine)
@@ -75,7 +76,6 @@ def _instantiate(
     for name in (*PARAMETERS, *OPENING):
         behind.define(store, "native", name, native.get(store, WASI, name))
     behind.instantiate(store, back)
-    return instance
 
 
 def _opened(listen: Listen) -> list[socket.socket]:

@@ -1,36 +1,89 @@
-"""The engine's WASI configuration of a guest. Opens the directories and the output pipes."""
+"""The engine's WASI configuration of a guest. Opens the directories and the output pipes.
+
+By plain numbers, as `handlers.wasmtime.native`.
+"""
 
 from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from typing import Final
 
 import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.native import ADDRESS, SIZE, TEXT, TRUTH, error, function
 from handlers.wasmtime.output import Streams
 
+_new: Final = function("wasi_config_new", ADDRESS)
+_delete: Final = function("wasi_config_delete", None, ADDRESS)
+_set_argv: Final = function("wasi_config_set_argv", TRUTH, ADDRESS, SIZE, ADDRESS)
+_set_env: Final = function("wasi_config_set_env", TRUTH, ADDRESS, SIZE, ADDRESS, ADDRESS)
+_set_stdin: Final = function("wasi_config_set_stdin_file", TRUTH, ADDRESS, TEXT)
+_set_stdout: Final = function("wasi_config_set_stdout_file", TRUTH, ADDRESS, TEXT)
+_set_stderr: Final = function("wasi_config_set_stderr_file", TRUTH, ADDRESS, TEXT)
+_inherit_stdin: Final = function("wasi_config_inherit_stdin", None, ADDRESS)
+_inherit_stdout: Final = function("wasi_config_inherit_stdout", None, ADDRESS)
+_inherit_stderr: Final = function("wasi_config_inherit_stderr", None, ADDRESS)
+_preopen: Final = function("wasi_config_preopen_dir", TRUTH, ADDRESS, TEXT, TEXT, TRUTH)
+_use: Final = function("wasmtime_context_set_wasi", ADDRESS, ADDRESS, ADDRESS)
 
-def wasi_config(spec: GuestSpec, output: Streams) -> wasmtime.WasiConfig:
-    """FailedPrecondition names what cannot be opened."""
-    config = wasmtime.WasiConfig()
-    settings: dict[str, object] = {"argv": list(spec.argv), "env": list(spec.env)}
+
+def set_wasi(context: int, spec: GuestSpec, output: Streams) -> None:
+    """Give it to the store of that context. FailedPrecondition names what cannot be opened."""
+    config = _new()
+    try:
+        _fill(config, spec, output)
+    except BaseException:
+        _delete(config)
+        raise
+    failed = _use(context, config)  # which it belongs to from now on
+    if failed:
+        raise error(failed)
+
+
+def _fill(config: int, spec: GuestSpec, output: Streams) -> None:
+    arguments, names, values = (
+        _Strings(texts) for texts in (spec.argv, [name for name, _ in spec.env], [value for _, value in spec.env])
+    )
+    _check(_set_argv(config, len(spec.argv), arguments.at), "argv")
+    _check(_set_env(config, len(spec.env), names.at, values.at), "env")
     if spec.terminal:
         # Only of these does the engine find out, and tell the guest, that they are a terminal.
-        config.inherit_stdin()
-        config.inherit_stdout()
-        config.inherit_stderr()
+        for inherit in (_inherit_stdin, _inherit_stdout, _inherit_stderr):
+            inherit(config)
     else:
-        settings |= {"stdout_file": output.stdout_path, "stderr_file": output.stderr_path}
+        _check(_set_stdout(config, output.stdout_path.encode()), "standard output")
+        _check(_set_stderr(config, output.stderr_path.encode()), "standard error")
         if spec.stdin:
-            settings["stdin_file"] = spec.stdin
-    for name, value in settings.items():
-        setattr(config, name, value)
+            _check(_set_stdin(config, spec.stdin.encode()), "standard input")
     for number in range(len(spec.listen.ports) if spec.listen is not None else 0):
         # Takes a descriptor, which the guest has for a socket: see `handlers.wasmtime.forward`.
-        config.preopen_dir(spec.listen.nothing if spec.listen is not None else "", f"listener {number}", False)
+        nothing = spec.listen.nothing if spec.listen is not None else ""
+        _check(_preopen(config, nothing.encode(), f"listener {number}".encode(), False), "a listener")
     for preopen in spec.preopens:
-        try:
-            config.preopen_dir(preopen.host, preopen.guest, not preopen.readonly)
-        except wasmtime.WasmtimeError:
+        if not _preopen(config, preopen.host.encode(), preopen.guest.encode(), not preopen.readonly):
             msg = f"mounts: cannot open the directory {preopen.host} as {preopen.guest}"
-            raise FailedPrecondition(msg) from None
-    return config
+            raise FailedPrecondition(msg)
+
+
+def _check(done: bool, what: str) -> None:
+    if not done:
+        msg = f"the guest cannot be given {what}"
+        raise wasmtime.WasmtimeError(msg)
+
+
+class _Strings:
+    """`char *[]` at `at`, as long as this lives."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [text.encode() for text in texts]
+        self._text = bytearray(b"\0".join((*encoded, b"")))
+        at = ctypes.addressof(ctypes.c_char.from_buffer(self._text)) if encoded else 0
+        self._pointers = array("Q")
+        for text in encoded:
+            self._pointers.append(at)
+            at += len(text) + 1
+        self.at: int = self._pointers.buffer_info()[0]

@@ -15,7 +15,7 @@ import wasmtime
 
 from cri_shim.adapters.log_pump import LogFile, LogPump
 from cri_shim.wire.crilog import Stream
-from handlers.wasmtime.exports import functions
+from handlers.wasmtime.native import NativeModule
 from handlers.wasmtime.stopping import Stopping
 
 TOO_MUCH = {"asyncio", "google.protobuf", "random", "wasmtime.component", "structlog", "subprocess"}
@@ -42,12 +42,55 @@ def test_stopping_ends_a_wait_and_every_later_one() -> None:
     assert stopping.wait(60)
 
 
-def test_functions_and_their_parameters() -> None:
+def native(
+    text: str, at: Path, engine: wasmtime.Engine | None = None, store: wasmtime.Store | None = None
+) -> NativeModule:
+    engine = engine or wasmtime.Engine()
+    at.write_bytes(wasmtime.Module(engine, text).serialize())
+    module = NativeModule(engine, wasmtime.Linker(engine), store or wasmtime.Store(engine))
+    module.load(str(at))
+    return module
+
+
+def test_functions_and_their_parameters(tmp_path: Path) -> None:
     text = """(module (memory (export "memory") 1) (global (export "g") i32 (i32.const 1))
       (func (export "_start")) (func (export "two") (param i32 i64)) (func (export "ünï")) (func $not))"""
-    module = wasmtime.Module(wasmtime.Engine(), text)
-    assert functions(module) == {"_start": 0, "two": 2, "ünï": 0}
-    assert functions(wasmtime.Module(wasmtime.Engine(), "(module)")) == {}
+    assert native(text, tmp_path / "some").functions() == {"_start": 0, "two": 2, "ünï": 0}
+    assert native("(module)", tmp_path / "none").functions() == {}
+
+
+def test_a_module_runs_and_says_how_it_ended(tmp_path: Path) -> None:
+    text = """(module (memory (export "memory") 1)
+      (func (export "write") (i32.store8 (i32.const 7) (i32.const 42))) (func (export "ünï") unreachable))"""
+    store = wasmtime.Store(engine := wasmtime.Engine())
+    module = native(text, tmp_path / "module", engine, store)
+    module.link()
+    module.instantiate()
+    module.call("write")
+    memory = module.memory()
+    assert memory is not None
+    assert memory.read(store, 6, 9) == b"\0\x2a\0"
+    assert "memory" in module.instance().exports(store)
+    with pytest.raises(wasmtime.Trap, match="unreachable"):
+        module.call("ünï")
+    for name in ("memory", "no"):
+        with pytest.raises(KeyError):
+            module.call(name)
+    module.close()
+    module.close()
+
+
+def test_what_cannot_be_loaded_or_linked_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(wasmtime.WasmtimeError, match="failed to open file"):
+        NativeModule(engine := wasmtime.Engine(), wasmtime.Linker(engine), wasmtime.Store(engine)).load("/no/such")
+    module = native('(module (import "env" "gone" (func)) (func (export "_start")))', tmp_path / "module")
+    with pytest.raises(wasmtime.WasmtimeError, match="unknown import"):
+        module.link()
+    module = native("(module (func $f unreachable) (start $f))", tmp_path / "traps")
+    module.link()
+    with pytest.raises(wasmtime.Trap, match="unreachable"):
+        module.instantiate()
+    assert module.memory() is None
 
 
 @pytest.mark.timeout(30)
