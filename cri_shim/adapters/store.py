@@ -167,7 +167,8 @@ class _Writer:
             with contextlib.suppress(queue.Empty):
                 while batch[-1] is not None:
                     batch.append(self._queue.get_nowait())
-            self._commit([write for write in batch if write is not None])
+            if writes := [write for write in batch if write is not None]:
+                self._commit(writes)
             if batch[-1] is None:
                 break
         self._connection.close()
@@ -176,24 +177,26 @@ class _Writer:
         error: Exception | None = None
         try:
             with self._connection:
+                if len(batch) > 1:  # a statement alone is a transaction, at a third of the steps
+                    self._connection.execute("BEGIN")
                 for write in batch:
                     self._connection.execute(*write.statement())
         except sqlite3.Error as failure:
             msg = f"cannot write the database: {failure}"
             error = ResourceExhausted(msg, hint="check the space and the health of the disk that holds `root`")
-        for write in batch:
-            # A closed loop has nobody left to tell.
-            with contextlib.suppress(RuntimeError):
-                write.future.get_loop().call_soon_threadsafe(_settle, write.future, error)
+        # A closed loop has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            batch[0].future.get_loop().call_soon_threadsafe(_settle, [write.future for write in batch], error)
 
 
-def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+def _settle(futures: list[asyncio.Future[None]], error: Exception | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 def _reserve(wal: Path) -> None:
@@ -222,7 +225,7 @@ class Store:
     def open(cls, path: Path) -> Store:
         """Open or make the database. Raises FailedPrecondition when it cannot be used."""
         try:
-            connection = sqlite3.connect(path, check_same_thread=False)
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             msg = f"cannot open the database {path}: {error}"
             raise FailedPrecondition(msg) from error
