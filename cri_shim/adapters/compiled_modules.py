@@ -105,6 +105,10 @@ class CompiledModules:
         needed = self._needed()
         return [path for path in found if path not in self._sizes or _digest(path) not in needed]
 
+    def keeps(self, target: Path) -> bool:
+        """Whether a file that was there a moment ago has not been removed here since."""
+        return target in self._sizes
+
     async def make(self, target: Path, compile_to: Callable[[Path], Awaitable[int]]) -> None:
         """Have the file at `target`: `compile_to` makes it, and says how many bytes it has.
 

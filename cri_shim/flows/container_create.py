@@ -33,7 +33,7 @@ from cri_shim.model.container import ContainerName, ContainerRecord, ContainerSt
 from cri_shim.model.entry import EntryKind, EntryPoint
 from cri_shim.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, WrongState
 from cri_shim.model.handler import ContainerPlan, Kind, PodContext
-from cri_shim.model.ids import SHORT, ContainerId, Digest, new_container_id
+from cri_shim.model.ids import SHORT, ContainerId, Digest, PodId, new_container_id
 from cri_shim.model.image import ImageRecord, LayerRecord
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
@@ -152,6 +152,7 @@ class CreateContainer:
                 pod_id=asked.pod.id,
                 name=name,
                 config=asked.config.SerializeToString(),
+                handler=asked.pod.handler,
                 image_id=asked.image.id,
                 image_ref=next(iter(asked.image.repo_digests), asked.image.id),
                 image_name=next(iter(asked.image.repo_tags), asked.config.image.image),
@@ -164,6 +165,7 @@ class CreateContainer:
             undo.push("release the image volumes", lambda: self.image_volumes.release(record))
             undo.push("delete the record", lambda: self._forget(container_id, undo))
             await self.store.containers.put(record)
+            self._require_ready(asked.pod.id)  # a stop from now on finds the record, and waits
             await self.collector.settle()
             undo.push("remove the container", lambda: self._discard(container_id))
             await self._make(record, asked)
@@ -209,26 +211,27 @@ class CreateContainer:
             selinux=label,
             annotations=spec.passed_annotations(asked.config, asked.pod_config, rules, decision),
         )
-        # Known before the handler acts, so that recovery asks the right one.
-        await self.store.containers.update(
-            record.id,
-            lambda old: msgspec.structs.replace(
-                old, handler=decision.handler, decision=decision.reason, user=process.user
-            ),
-        )
+        if decision.handler != record.handler:
+            # Known before the handler acts, so that recovery asks the right one.
+            await self.store.containers.update(
+                record.id, lambda old: msgspec.structs.replace(old, handler=decision.handler)
+            )
         if asked.config.mounts:
             await asyncio.to_thread(mount_sources.ensure, asked.config.mounts, self.missing_source)
         if label is not None and handler.kind is Kind.LINUX:
             await asyncio.to_thread(selinux_labels.relabel_volumes, placed.mounts, label)
         await handler.create(plan)
-        await self._commit(record.id, asked.pod)
+        self._require_ready(asked.pod.id)
+        await self.store.containers.update(
+            record.id,
+            lambda old: msgspec.structs.replace(old, decision=decision.reason, user=process.user, committed=True),
+        )
 
-    async def _commit(self, container_id: ContainerId, pod: PodRecord) -> None:
-        now = self.store.pods.get(pod.id)
-        if now is None or now.state is not PodState.READY:
-            msg = f"pod sandbox {pod.id[:SHORT]} was stopped while the container was being made"
+    def _require_ready(self, pod_id: PodId) -> None:
+        pod = self.store.pods.get(pod_id)
+        if pod is None or pod.state is not PodState.READY:
+            msg = f"pod sandbox {pod_id[:SHORT]} was stopped while the container was being made"
             raise WrongState(msg)
-        await self.store.containers.update(container_id, lambda old: msgspec.structs.replace(old, committed=True))
 
     def _layer(self, key: Digest) -> LayerRecord:
         layer = self.store.layers.get(key)

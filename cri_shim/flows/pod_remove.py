@@ -43,4 +43,5 @@ class RemovePod:
             await asyncio.gather(*(self.remove_container.remove(container_id) for container_id in mine))
         await asyncio.to_thread(sandbox.remove, self.layout, pod_id)
         await self.store.pods.delete(pod_id)
+        self.stop_pod.forget(pod_id)
         log.info("pod is removed", pod=pod_id[:SHORT])

@@ -44,6 +44,8 @@ class StopPod:
     node: NodeFacts
     clock: Clock
     stops: InFlight[PodId, None] = field(default_factory=InFlight)
+    _stopped: set[PodId] = field(default_factory=set)
+    """By this daemon, to the end: nothing can come after that."""
 
     async def __call__(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
         """Stop a pod; an unknown one is success."""
@@ -54,7 +56,12 @@ class StopPod:
 
     async def stop(self, pod_id: PodId) -> None:
         """Stop by full id."""
-        await self.stops.join(pod_id, lambda: self._stop(pod_id))
+        if pod_id not in self._stopped:
+            await self.stops.join(pod_id, lambda: self._stop(pod_id))
+
+    def forget(self, pod_id: PodId) -> None:
+        """The pod is gone."""
+        self._stopped.discard(pod_id)
 
     async def _stop(self, pod_id: PodId) -> None:
         def not_ready(pod: PodRecord) -> PodRecord:
@@ -69,6 +76,7 @@ class StopPod:
         if self.node.root:
             async with self.locks.hold(pod_id):  # a creation that still mounts an image volume does so before
                 await asyncio.to_thread(sandbox.release, self.layout, pod_id)
+        self._stopped.add(pod_id)
         log.info("pod is stopped", pod=pod_id[:SHORT], name=pod.name)
 
     async def _stop_containers(self, pod_id: PodId) -> None:

@@ -226,7 +226,10 @@ class Handler(Protocol):
         ...
 
     async def delete(self, container_id: ContainerId, cgroup_parent: str) -> None:
-        """Kill what runs and remove everything that `create` made. Unknown = success."""
+        """Kill what runs and remove everything that `create` made. Unknown = success.
+
+        Files in the bundle, which the caller removes next, may stay.
+        """
         ...
 
     async def exec(self, container_id: ContainerId, request: ExecRequest | TerminalRequest) -> ExecSession:

@@ -74,19 +74,21 @@ class ModuleCache:
             fs.atomic_write(path, code, 0o600)
         return Entry(str(path), Digest(f"sha256:{digest}"), "")
 
-    async def compile(self, entry: Entry) -> Path:
-        """Make the file, unless it is there, and say where.
+    async def compile(self, entry: Entry, *, seen: bool = False) -> Path:
+        """Make the file, unless it is there, and say where. `seen` = the caller has just found it at `path`.
 
         InvalidArgument, with the engine's words, when the module is not valid.
         """
         refused = self._refused.get(entry.digest)
         if refused is not None:
             raise refused()
-        target = await asyncio.to_thread(self.path, entry)
         if not self._retired:
+            engine = await asyncio.to_thread(lambda: self._engine)
             self._retired = True
-            await self._modules.retire(self._engine, _ENGINE)
-        await self._modules.make(target, partial(self._compile, entry))
+            await self._modules.retire(engine, _ENGINE)
+        target = self.path(entry)
+        if not (seen and self._modules.keeps(target)):
+            await self._modules.make(target, partial(self._compile, entry))
         return target
 
     async def _compile(self, entry: Entry, target: Path) -> int:

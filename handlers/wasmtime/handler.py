@@ -73,8 +73,12 @@ class _Container:
 
     spec: GuestSpec
     compiled: Path
+    is_compiled: bool
+    """Already, when its files were looked at."""
     stop_signal: int
     image: ImageId | None
+    bare: bool = False
+    """All that was made for it is files in its bundle."""
     run: Run | None = None
     early: int | None = None
     sessions: WeakKeyDictionary[WorkerExec, int] = field(default_factory=WeakKeyDictionary)
@@ -155,7 +159,9 @@ class WasmtimeHandler:
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
         if spec.stdin:
             os.mkfifo(spec.stdin, 0o600)
-        return self._look_up(spec, plan.stop_signal, plan.image.id if plan.image is not None else None)
+        container = self._look_up(spec, plan.stop_signal, plan.image.id if plan.image is not None else None)
+        container.bare = spec.worker is None and not plan.config.mounts
+        return container
 
     def _in_process(self, plan: ContainerPlan, spec: GuestSpec) -> GuestSpec:
         """What the daemon has to hold itself against."""
@@ -174,10 +180,12 @@ class WasmtimeHandler:
     def _look_up(self, spec: GuestSpec, stop_signal: int, image: ImageId | None) -> _Container:
         # Loads the engine here, so that no start has to.
         load(f"handlers.wasmtime.{'core_module' if spec.worker is None else 'engine'}")
-        return _Container(spec, self._cache.path(spec.entry), stop_signal, image)
+        compiled = self._cache.path(spec.entry)
+        return _Container(spec, compiled, compiled.exists(), stop_signal, image)
 
     async def _add(self, container_id: ContainerId, container: _Container) -> None:
-        await self._compile(container_id, container.spec.entry, container.image)
+        entry, seen = container.spec.entry, container.is_compiled
+        await self._compile(container_id, entry, container.image, seen=seen)
         if container.spec.listen is not None:
             for entry in await asyncio.to_thread(self._cache.forwarding):
                 await self._cache.compile(entry)
@@ -185,10 +193,12 @@ class WasmtimeHandler:
             await self._workers.prepare(container.spec)
         self._containers[container_id] = container
 
-    async def _compile(self, container_id: ContainerId, entry: Entry, image: ImageId | None) -> Path:
+    async def _compile(
+        self, container_id: ContainerId, entry: Entry, image: ImageId | None, *, seen: bool = False
+    ) -> Path:
         """Have a module compiled for as long as the container or its image is here."""
         await self._context.modules.use(container_id, entry.digest, image)
-        return await self._cache.compile(entry)
+        return await self._cache.compile(entry, seen=seen)
 
     async def start(self, container_id: ContainerId) -> Started:
         """Returns when the module is linked and about to run."""
@@ -258,7 +268,8 @@ class WasmtimeHandler:
                 raise DeadlineExceeded(msg, hint="it waits for a file of a volume; let that go on") from None
         # Of what an earlier daemon has left nothing is known.
         forked = container is None or container.spec.worker is not None or container.forked
-        await asyncio.to_thread(self._remove, container_id, cgroup_parent, forked=forked)
+        if forked or container is None or not container.bare:
+            await asyncio.to_thread(self._remove, container_id, cgroup_parent, forked=forked)
         await self._context.modules.release(container_id)
         self._containers.pop(container_id, None)
 
