@@ -44,7 +44,7 @@ from handlers.wasmtime.quota import Throttle
 MESSAGE: Final = 1 << 16
 _SPECS: Final = msgspec.json.Decoder(GuestSpec)
 _EXITS: Final = msgspec.json.Encoder()
-_STOP_SECONDS: Final = 0.004
+_STOP_SECONDS: Final = 0.002
 """How long a stopped guest has to end by itself. A component in a call of the engine's host does not."""
 _DRAIN_SECONDS: Final = 1.0
 """How long what such a guest has written may take to get into the log."""

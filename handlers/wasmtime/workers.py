@@ -244,13 +244,13 @@ class Workers:
         files = Files(self._context.layout.bundle(container_id))
         child = await asyncio.to_thread(_running, files)
         if child is None:
-            return await asyncio.to_thread(self._exit, container_id, spec.worker, files, None)
+            return await asyncio.to_thread(self._exit, container_id, spec.worker, files)
         try:
             channel = _Channel.connect(files)
         except OSError:  # it has just ended
             child.kill()
             await child.wait()
-            return await asyncio.to_thread(self._exit, container_id, spec.worker, files, None)
+            return await asyncio.to_thread(self._exit, container_id, spec.worker, files)
         channel.listen()
         run = WorkerRun(container_id, spec, files, child, self._context, channel)
         self._watch(run, ended, None)
@@ -374,8 +374,10 @@ class Workers:
     def _watch(self, run: WorkerRun, ended: Callable[[Exit], None], status: asyncio.Future[int] | None) -> None:
         async def watch() -> None:
             await run.process.wait()
-            code = await _known(status)
-            told = await asyncio.to_thread(self._exit, run.container_id, run.worker, run.files, code)
+            told = await asyncio.to_thread(_said, run.files)
+            if told is None:  # then only does it matter what the zygote says, which has to reap it first
+                code = await _known(status)
+                told = await asyncio.to_thread(self._unsaid, run.container_id, run.worker, run.files, code)
             run.channel.close()
             if run.killed and told.reason is Reason.UNKNOWN:
                 told = msgspec.structs.replace(told, code=_KILLED, reason=Reason.ERROR, message="")
@@ -383,10 +385,12 @@ class Workers:
 
         run.watch = asyncio.create_task(watch())
 
-    def _exit(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files, code: int | None) -> Exit:
-        """What the worker has written; else how it was killed."""
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode(files.exit.read_bytes(), type=Exit)
+    def _exit(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files) -> Exit:
+        """Of one that ended while no daemon was there."""
+        return _said(files) or self._unsaid(container_id, worker, files, None)
+
+    def _unsaid(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files, code: int | None) -> Exit:
+        """How it was killed."""
         at = time.time_ns()
         if worker is not None and self._was_out_of_memory(container_id, worker, files):
             return Exit(code=_KILLED, at=at, reason=Reason.OOM_KILLED, message="the memory limit was reached")
@@ -584,6 +588,13 @@ def _running(files: Files) -> process.Child | None:
         if process.process_start_time(noted.pid) == noted.started:
             return process.Child(noted.pid, fd)
         os.close(fd)
+    return None
+
+
+def _said(files: Files) -> Exit | None:
+    """The end as the worker has written it down, if it came to that."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(files.exit.read_bytes(), type=Exit)
     return None
 
 
