@@ -1,6 +1,6 @@
-"""An OCI runtime that is able to give containers user namespaces and idmapped mounts: crun 1.9, runc 1.2 or later.
+"""OCI runtimes with what Debian 12's lack: user namespaces with idmapped mounts (crun 1.9, runc 1.2), a Wasm engine.
 
-Debian 12 has none; `scripts/fetch-crun` brings the one of Debian 13.
+Debian 13's crun has both; `scripts/fetch-crun` brings it, and the engine with it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ def new_runtime() -> str | None:
     return next((program for program in found if program and is_able(program)), None)
 
 
+@cache
+def runtime_with_engine() -> str | None:
+    """The path of a crun that runs modules by itself; None when there is none on this machine."""
+    found = (shutil.which("crun"), str(_FETCHED))
+    return next((program for program in found if program and _has_engine(program)), None)
+
+
 def is_able(program: str) -> bool:
     """Whether the binary says so itself."""
     try:
@@ -33,3 +40,11 @@ def is_able(program: str) -> bool:
         return parse_features(said).user_namespaces
     except (OSError, subprocess.CalledProcessError, CriShimError):
         return False
+
+
+def _has_engine(program: str) -> bool:
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return b"+WASM" in said
