@@ -108,9 +108,10 @@ def wasm_hello(registry: images.Registry) -> str:
 @pytest.fixture(scope="session")
 def go_server(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A web server that the stock Go toolchain has built for WASI preview 1."""
-    if go_guests.program() is None:
+    module = go_guests.find("server", tmp_path_factory.mktemp("go"))
+    if module is None:
         pytest.skip("needs Go (https://go.dev) to build its guest")
-    return go_guests.build("server", tmp_path_factory.mktemp("go"))
+    return module
 
 
 @contextmanager

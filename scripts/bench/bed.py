@@ -42,7 +42,12 @@ def bed(name: str, *, handlers: Mapping[str, object] | None = None, directory: s
     with ExitStack() as clean_up:
         base = Path(clean_up.enter_context(tempfile.TemporaryDirectory(prefix="cs.", dir=directory)))
         registry = clean_up.enter_context(images.registry(base / "registry"))
-        settings = {"log": {"level": "info"}, **({"handlers": handlers} if handlers else {})}
+        # containerd's own driver; the other one asks systemd for each container.
+        settings = {
+            "log": {"level": "info"},
+            "cgroup_driver": "cgroupfs",
+            **({"handlers": handlers} if handlers else {}),
+        }
         daemon = Daemon(base / "0", settings=settings, cgroup_parent=f"/cri-shim-bench-{name}")
         clean_up.callback(daemon.close)
         yield Bed(base, registry, daemon, clean_up)

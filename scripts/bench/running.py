@@ -39,6 +39,10 @@ class Kind:
     """Empty = the image's own."""
     logs: Path
     """Where the logs of its pods are."""
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Of its pods."""
+    peer: Kind | None = None
+    """What its figures are compared with."""
 
     def client(self) -> Cri:
         return Cri(self.socket, timeout=300)
@@ -50,7 +54,9 @@ class Kind:
 
     def pod(self, cri: Cri) -> Pod:
         name = f"bench-{os.getpid()}-{next(_serial)}"
-        return cri.run_pod(pod_config(name, network=pb.NODE, log_directory=self.logs / name), self.handler)
+        config = pod_config(name, network=pb.NODE, log_directory=self.logs / name)
+        config.annotations.update(dict(self.annotations))
+        return cri.run_pod(config, self.handler)
 
     def container(self, name: str = "main") -> pb.ContainerConfig:
         return container_config(self.image, *self.command, name=name)

@@ -1,4 +1,5 @@
-"""Wasm containers in both placements, beside busybox containers of Debian's containerd with runc.
+"""Wasm containers in both placements, beside containers of Debian's containerd: busybox by runc, or the same modules
+by crun in its own engine, WasmEdge (`--peer crun`).
 
 The same client makes the same calls to both daemons in turn, round by round. Start to first line: from the call of
 StartContainer to the time that the first line bears in the CRI log. Memory: what daemon, helpers and containers grow by
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from scripts.bench import churn, crowd
-from scripts.bench.bed import bed
+from scripts.bench.bed import Bed, bed
 from scripts.bench.first_line import milliseconds
 from scripts.bench.report import percentile
 from scripts.bench.running import Kind, growth_per_container
@@ -33,11 +34,15 @@ PLACEMENTS = {"in process": "wasm", "isolated": "isolated"}
 HANDLERS = {"wasm": {"kind": "wasmtime"}, "isolated": {"kind": "wasmtime", "isolation": "process"}}
 WAITS = ("sh", "-c", "echo hello; exec sleep 3600")
 ENDS = ("echo", "hello")
+UNIFIED = Path("/sys/fs/cgroup/unified")
+MODULE_BY_CRUN = (("module.wasm.image/variant", "compat"),)
+"""The annotation that lets crun run an image's entrypoint in its engine."""
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="wasm", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="wasm", description=(__doc__ or "").partition("\n\n")[0])
     add = parser.add_argument
+    add("--peer", choices=("runc", "crun"), default="runc", help="what containerd runs (%(default)s)")
     add("--rounds", type=int, default=3, help="(%(default)s)")
     add("--iterations", type=int, default=30, help="starts per round (%(default)s)")
     add("--containers", type=int, default=50, help="that run while memory is measured (%(default)s)")
@@ -46,12 +51,14 @@ def main(argv: Sequence[str]) -> int:
     add("--crowd", type=int, default=1000, help="modules that run at once in the end (%(default)s)")
     add("--only", choices=list(SECTIONS), action="append", help="measure this only; may be repeated")
     options = parser.parse_args(argv)
+    if options.peer == "crun" and UNIFIED.is_mount():
+        # crun refuses to run where controllers are in both versions; the mount namespace is ours.
+        subprocess.run(["umount", UNIFIED], check=True)
     with bed("wasm", handlers=HANDLERS) as ground:
         for state in (ground.daemon.state, ground.peer_base / "state"):
             ground.clean_up.enter_context(in_memory(state))
         ground.daemon.start()
-        ours = (ground.daemon.socket, ground.daemon.pid)
-        subjects = _subjects(ground.base, ground.registry, ours, ground.peer())
+        subjects = Node(ground, ground.peer(), options.peer).subjects()
         for name, section in SECTIONS.items():
             if not options.only or name in options.only:
                 section(subjects, options)
@@ -77,36 +84,61 @@ class Subjects:
     ending: Sequence[Kind]
 
 
-def _subjects(base: Path, registry: images.Registry, daemon: tuple[Path, int], peer: tuple[Path, int]) -> Subjects:
-    """`daemon` and `peer` are socket and pid."""
-    guests = {"small": registry.push_wasm("bench/sleep:1", wasm.SLEEP)}
-    if go_guests.program() is not None:
-        module = go_guests.build("hello", base)
-        guests[f"Go ({len(module) / 1e6:.1f} MB)"] = registry.push("bench/go:1", images.wasm_artifact(module))
-    else:
-        print("wasm: without Go only the small module is measured", file=sys.stderr)
-    ends = registry.push_wasm("bench/hello:1", wasm.HELLO)
-    busybox = registry.push_busybox("bench/busybox:1")
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Both daemons on one registry."""
 
-    def of_ours(placement: str, guest: str, image: str) -> Kind:
-        return Kind(f"{placement}, {guest}", *daemon, PLACEMENTS[placement], image, (), base / "pods")
+    ground: Bed
+    peer: tuple[Path, int]
+    """Socket and pid."""
+    peer_handler: str
 
-    def of_peer(command: tuple[str, ...]) -> Kind:
-        return Kind("containerd, runc", *peer, "runc", busybox, command, base / "pods")
+    def subjects(self) -> Subjects:
+        waits = {"small": wasm.assemble(wasm.SLEEP)}
+        module = go_guests.find("hello", self.ground.base)
+        if module is None:
+            print("wasm: without Go only the small module is measured", file=sys.stderr)
+        else:
+            waits[f"Go ({len(module) / 1e6:.1f} MB)"] = module
+        return Subjects(self._kinds(waits, WAITS), self._kinds({"small": wasm.assemble(wasm.HELLO)}, ENDS))
 
-    return Subjects(
-        [*(of_ours(p, guest, image) for p in PLACEMENTS for guest, image in guests.items()), of_peer(WAITS)],
-        [*(of_ours(p, "small", ends) for p in PLACEMENTS), of_peer(ENDS)],
-    )
+    def _kinds(self, modules: Mapping[str, bytes], command: tuple[str, ...]) -> list[Kind]:
+        """`command` is what busybox runs beside them."""
+        if self.peer_handler == "runc":
+            busybox = self._peer("containerd, runc", self.ground.registry.push_busybox("bench/busybox:1"), command)
+            peers = dict.fromkeys(modules, busybox)
+        else:
+            peers = {guest: self._engine_in_crun(guest, module) for guest, module in modules.items()}
+        ours = [self._ours(p, guest, modules[guest], peers[guest]) for p in PLACEMENTS for guest in modules]
+        return [*ours, *dict.fromkeys(peers.values())]
+
+    def _ours(self, placement: str, guest: str, module: bytes, peer: Kind) -> Kind:
+        daemon, image = self.ground.daemon, self._push("artifact", module, images.wasm_artifact(module))
+        title, handler = f"{placement}, {guest}", PLACEMENTS[placement]
+        return Kind(title, daemon.socket, daemon.pid, handler, image, (), daemon.pod_logs, peer=peer)
+
+    def _engine_in_crun(self, guest: str, module: bytes) -> Kind:
+        """crun knows no artifacts: the module is a file of an ordinary image, and an annotation says what it is."""
+        layer = images.layer([images.file("main.wasm", module, 0o755)])
+        image = self._push("image", module, images.image([layer], {"Entrypoint": ["/main.wasm"]}))
+        return self._peer(f"containerd, crun, {guest}", image, (), MODULE_BY_CRUN)
+
+    def _peer(
+        self, title: str, image: str, command: tuple[str, ...], annotations: tuple[tuple[str, str], ...] = ()
+    ) -> Kind:
+        return Kind(title, *self.peer, self.peer_handler, image, command, self.ground.daemon.pod_logs, annotations)
+
+    def _push(self, form: str, module: bytes, image: images.Image) -> str:
+        return self.ground.registry.push(f"bench/{form}:{images.digest(module)[-12:]}", image)
 
 
 def first_line(subjects: Subjects, options: argparse.Namespace) -> None:
     print("== StartContainer to the first line in the log, ms: p50, p95, least", flush=True)
     rounds = _rounds(subjects.waiting, options.rounds, lambda kind: milliseconds(kind, options.iterations))
-    medians = {t: statistics.median(percentile(v, 50) for v in found) for t, found in rounds.items()}
-    for title, found in rounds.items():
+    medians = {kind: statistics.median(percentile(v, 50) for v in found) for kind, found in rounds.items()}
+    for kind, found in rounds.items():
         p95 = statistics.median(percentile(values, 95) for values in found)
-        print(_row(title, medians, f"{medians[title]:10.2f}{p95:10.2f}{min(map(min, found)):10.2f}"))
+        print(_row(kind, medians, f"{medians[kind]:10.2f}{p95:10.2f}{min(map(min, found)):10.2f}"))
     print(flush=True)
 
 
@@ -130,26 +162,26 @@ def many_at_once(subjects: Subjects, options: argparse.Namespace) -> None:
 SECTIONS = {"first-line": first_line, "memory": running_memory, "lifecycles": lifecycles, "crowd": many_at_once}
 
 
-def _rounds(kinds: Sequence[Kind], rounds: int, measure: Callable[[Kind], T]) -> dict[str, list[T]]:
-    found: dict[str, list[T]] = {kind.title: [] for kind in kinds}
+def _rounds(kinds: Sequence[Kind], rounds: int, measure: Callable[[Kind], T]) -> dict[Kind, list[T]]:
+    found: dict[Kind, list[T]] = {kind: [] for kind in kinds}
     for number in range(rounds):
         for kind in kinds:
             print(f"round {number + 1}: {kind.title}, load {os.getloadavg()[0]:.2f}", file=sys.stderr, flush=True)
-            found[kind.title].append(measure(kind))
+            found[kind].append(measure(kind))
     return found
 
 
-def _figures(rounds: Mapping[str, Sequence[float]]) -> None:
-    medians = {title: statistics.median(found) for title, found in rounds.items()}
-    for title, value in medians.items():
-        print(_row(title, medians, f"{value:10.1f}"))
+def _figures(rounds: Mapping[Kind, Sequence[float]]) -> None:
+    medians = {kind: statistics.median(found) for kind, found in rounds.items()}
+    for kind, value in medians.items():
+        print(_row(kind, medians, f"{value:10.1f}"))
     print(flush=True)
 
 
-def _row(title: str, medians: Mapping[str, float], cells: str) -> str:
-    """With the ratio to the last one's median, the peer's."""
-    peer = list(medians)[-1]
-    return f"{title:26}{cells}" + (f"{medians[title] / medians[peer]:10.3f}" if title != peer else "")
+def _row(kind: Kind, medians: Mapping[Kind, float], cells: str) -> str:
+    """With the ratio to the peer's median."""
+    ratio = f"{medians[kind] / medians[kind.peer]:10.3f}" if kind.peer is not None else ""
+    return f"{kind.title:30}{cells}{ratio}"
 
 
 if __name__ == "__main__":

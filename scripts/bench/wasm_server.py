@@ -56,11 +56,12 @@ def main(argv: Sequence[str]) -> int:
     add("--connections", type=int, default=16, help="that are kept and always have a request under way (%(default)s)")
     add("--stops", type=int, default=20, help="per round (%(default)s)")
     options = parser.parse_args(argv)
-    if go_guests.program() is None:
-        raise SystemExit("wasm-server: needs Go (https://go.dev), in PATH or in /usr/local/go")
     with bed("server", handlers=HANDLERS) as ground:
+        built = go_guests.find("server", ground.base)
+        if built is None:
+            raise SystemExit("wasm-server: needs Go (https://go.dev), in PATH or in /usr/local/go")
         daemon, push = ground.daemon, ground.registry.push
-        module = push("bench/server:1", images.wasm_artifact(go_guests.build("server", ground.base)))
+        module = push("bench/server:1", images.wasm_artifact(built))
         component = push("bench/proxy:1", images.wasm_artifact(assemble(PROXY)))
         servers = [
             Server(title, handler, module, b"hello /hello\n", "serving") for title, handler in PLACEMENTS.items()
