@@ -1,17 +1,26 @@
-"""What a core Wasm module keeps data in: whether it has a memory, its tables, whether it can have a GC heap.
+"""What a core Wasm module keeps data in, and how much there is to say about it: read without a look at its code.
 
 Not a validator: the engine is one, and refuses what is wrong later. Sans-IO, over a buffer of which only the beginnings
-of sections and a few small sections are looked at. Invariant: any bytes have a shape; where they are not understood it
-is the one that may use more. Source: WebAssembly Core Specification 3.0, "Binary Format", Types and Modules.
+of sections and a few small sections are looked at, whatever somebody has made large. Invariant: any bytes have a shape;
+where they are not understood it is the one that may use more. Source: WebAssembly Core Specification 3.0, "Binary
+Format", Types and Modules.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 _HEADER: Final = 8
-_TYPES, _IMPORTS, _TABLES, _MEMORIES, _TAGS = 1, 2, 4, 5, 13
+_CUSTOM, _TYPES, _IMPORTS, _TABLES, _MEMORIES, _EXPORTS, _CODE, _DATA, _TAGS = 0, 1, 2, 4, 5, 7, 10, 11, 13
+_DESCRIBES_NOTHING: Final = frozenset({_CUSTOM, _CODE, _DATA})
+_WEIGHTS: Final = {_TYPES: 8, _EXPORTS: 8}
+"""A byte of these takes the engine so many times as much memory as one of other sections."""
+_MOST_SECTIONS: Final = 1000
+_MOST_TYPES: Final = 1 << 15
+"""Bytes of types that are looked at."""
+_MOST_TABLES: Final = 100
+"""The engine's own limit."""
 _OPENS: Final = b"path_open"
 _FUNCTION: Final = 0x60
 _REFERENCES: Final = frozenset({0x63, 0x64})
@@ -41,12 +50,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`collects`: it has types, or exceptions, that live in a GC heap. `opens_files`: it imports what can."""
+    """`collects`: it has types, or exceptions, that live in a GC heap. `opens_files`: it imports what can.
+
+    `description`: bytes of what is neither code nor data (types, imports, exports, …), by what they weigh.
+    """
 
     has_memory: bool = True
     tables: tuple[Table, ...] = ()
     collects: bool = True
     opens_files: bool = True
+    description: int = field(default=0, compare=False)
 
 
 UNKNOWN: Final = Shape()
@@ -54,14 +67,18 @@ UNKNOWN: Final = Shape()
 
 def parse_shape(module: Bytes) -> Shape:
     """Of a module in the binary format."""
-    has_memory, tables, collects, opens_files = False, tuple[Table, ...](), False, False
+    has_memory, tables, collects, opens_files, description = False, tuple[Table, ...](), False, False, 0
     reader = _Reader(module, _HEADER)
     try:
-        while reader.at < len(module):
+        for _ in range(_MOST_SECTIONS):
+            if reader.at >= len(module):
+                return Shape(has_memory, tables, collects, opens_files, description)
             section, size = reader.byte(), reader.number()
             end = reader.at + size
+            if section not in _DESCRIBES_NOTHING:
+                description += size * _WEIGHTS.get(section, 1)
             if section == _TYPES:
-                collects = collects or _has_collected_types(reader)
+                collects = collects or size > _MOST_TYPES or _has_collected_types(reader)
             elif section == _IMPORTS:
                 opens_files = module.find(_OPENS, reader.at, end) >= 0
             elif section == _TABLES:
@@ -72,8 +89,8 @@ def parse_shape(module: Bytes) -> Shape:
                 collects = True
             reader.at = end
     except (IndexError, ValueError):
-        return Shape(tables=tables)
-    return Shape(has_memory, tables, collects, opens_files)
+        pass
+    return Shape(tables=tables, description=len(module))
 
 
 class _Reader:
@@ -127,7 +144,10 @@ def _has_collected_types(reader: _Reader) -> bool:
 
 def _parse_tables(reader: _Reader) -> tuple[Table, ...]:
     found = []
-    for _ in range(reader.number()):
+    number = reader.number()
+    if number > _MOST_TABLES:
+        raise ValueError(number)
+    for _ in range(number):
         if reader.value_type() == 0x40:  # it has an initial value, and how long that is takes more to know
             raise ValueError(0x40)
         flags, minimum = reader.byte(), reader.number()

@@ -15,6 +15,8 @@ from typing import Any
 from cri_shim.kernel.fs import atomic_write
 
 _NICE = 10
+_MOST_THREADS = 8
+"""More would leave those of the node who wait for no compiler little, and take most of the address space for stacks."""
 _MAGIC = b"\0asm"
 
 
@@ -25,6 +27,7 @@ def compile_module(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str
     valid module, or one that needs what the engine does not offer.
     """
     os.nice(_NICE)
+    os.environ["RAYON_NUM_THREADS"] = str(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (arguments["memory"], arguments["memory"]))
     # Where both are equal it is SIGKILL, which anybody could have sent.

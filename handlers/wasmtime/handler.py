@@ -40,6 +40,7 @@ from cri_shim.model.handler import (
 )
 from cri_shim.model.ids import SHORT, ContainerId, Digest, ImageId
 from cri_shim.pb import api_pb2 as pb
+from cri_shim.wire.wasm_shape import UNKNOWN, Shape
 from handlers.wasmtime import preopens, wishes
 from handlers.wasmtime.applets.facts import Facts, Process
 from handlers.wasmtime.attachment import attach
@@ -132,7 +133,7 @@ class WasmtimeHandler:
     async def compile_ahead(self, module: Path, digest: Digest, name: str) -> None:
         """See `CompilesAhead`."""
         head = await asyncio.to_thread(read_head, module)
-        await self._cache.compile(Entry(str(module), digest, "", is_component(head, name)))
+        await self._cache.compile(Entry(str(module), digest, "", is_component(head, name)), ahead=True)
 
     def _readers(self) -> int:
         """Modules that have standard input in the daemon, or will have."""
@@ -145,8 +146,15 @@ class WasmtimeHandler:
         """The part of `create` that touches files; `_remove` undoes it."""
         entry, argv0 = find_module(plan, self._context.layout)
         opened = preopens.arrange(plan, plan.bundle / _WORK, may_mount=self._may_mount)
+        shape = UNKNOWN if entry.component else shape_of(Path(entry.path))
         placement = place(
-            plan, self._options.isolation, opened, self._daemon_uid, component=entry.component, readers=readers
+            plan,
+            self._options.isolation,
+            opened,
+            self._daemon_uid,
+            component=entry.component,
+            readers=readers,
+            description=shape.description,
         )
         spec = guest_spec(plan, entry, argv0, opened, identity(plan, self._context))
         if not entry.component and (ports := wishes.ports(plan)):
@@ -155,7 +163,7 @@ class WasmtimeHandler:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
         else:
             refuse_in_process(plan.config)
-            spec = self._in_process(plan, spec)
+            spec = self._in_process(plan, spec, shape)
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
         if spec.stdin:
             os.mkfifo(spec.stdin, 0o600)
@@ -163,9 +171,8 @@ class WasmtimeHandler:
         container.bare = spec.worker is None and not plan.config.mounts
         return container
 
-    def _in_process(self, plan: ContainerPlan, spec: GuestSpec) -> GuestSpec:
+    def _in_process(self, plan: ContainerPlan, spec: GuestSpec, shape: Shape) -> GuestSpec:
         """What the daemon has to hold itself against."""
-        shape = shape_of(Path(spec.entry.path))
         counts = spec.listen is None and spec.preopens and shape.opens_files
         return msgspec.structs.replace(spec, shape=shape, listen=self._listen(plan, ()) if counts else spec.listen)
 

@@ -32,7 +32,7 @@ _MAGIC: Final = b"\0asm"
 _CORE_MODULE: Final = _MAGIC + b"\x01\0\0\0"
 _COMPONENT_LAYER: Final = b"\x01\0"
 """Bytes 6 and 7 of a component (component model, Binary.md); those of a core module are zero."""
-_SHAPE_OF_TEXT: Final = Shape(tables=(Table(0),) * 4)
+_TABLES_OF_TEXT: Final = (Table(0),) * 4
 """Only the compiler parses it: all that a module may have (`handlers.wasmtime.core_module`)."""
 _HEAD: Final = 4096
 """Bytes: a text may begin with a licence."""
@@ -94,7 +94,9 @@ def read_head(path: Path) -> bytes:
 def shape_of(path: Path) -> Shape:
     """What a core module keeps data in. OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return parse_shape(content) if content[: len(_MAGIC)] == _MAGIC else _SHAPE_OF_TEXT
+        if content[: len(_MAGIC)] == _MAGIC:
+            return parse_shape(content)
+        return Shape(tables=_TABLES_OF_TEXT, description=len(content))
 
 
 def find_further(spec: GuestSpec, word: str) -> Entry | None:

@@ -40,7 +40,11 @@ MOST_READERS: Final = 256
 """A module with standard input takes one of the engine's 512 threads for file calls, which all modules share."""
 
 
-def place(
+MOST_DESCRIPTION: Final = 256 << 10
+"""Bytes (`Shape.description`). The engine keeps it decoded, in memory that no limit counts: up to 25 times as much."""
+
+
+def place(  # noqa: PLR0913  all that there is to know
     plan: ContainerPlan,
     default: Isolation,
     preopens: Sequence[Preopen],
@@ -48,10 +52,11 @@ def place(
     *,
     component: bool,
     readers: int = 0,
+    description: int = 0,
 ) -> Placement:
     """The pod's or container's word, else the handler's option; unless the module must not run in the daemon.
 
-    `readers`: modules in the daemon that have standard input.
+    `readers`: modules in the daemon that have standard input. `description`: of a core module, see there.
 
     FailedPrecondition when it needs a worker and the daemon, without root, can make none.
     """
@@ -62,6 +67,9 @@ def place(
         placement = Placement(Isolation.PROCESS, "it has a terminal, which sends signals to processes")
     if placement.isolation is Isolation.IN_PROCESS and plan.config.stdin and readers >= MOST_READERS:
         placement = Placement(Isolation.PROCESS, f"{readers} modules in the daemon have standard input already")
+    if placement.isolation is Isolation.IN_PROCESS and description > MOST_DESCRIPTION:
+        why = "its types, imports and exports take more memory than a module in the daemon may have beside its own"
+        placement = Placement(Isolation.PROCESS, why)
     if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
         placement = Placement(Isolation.PROCESS, why)
     if placement.isolation is Isolation.PROCESS and daemon_uid != 0:

@@ -229,10 +229,12 @@ class Workers:
             await asyncio.to_thread(self._place, run)
             run.channel.send({"go": True})
             answer = await run.channel.answer("started")
-        except BaseException:
+        except BaseException as error:
             run.channel.close()
             run.process.kill()
             await run.process.wait()
+            if isinstance(error, _GoneError):
+                raise await self._why_gone(run, status) from None
             raise
         self._watch(run, ended, status)
         return run, Started(pid=run.process.pid, at=answer)
@@ -370,6 +372,14 @@ class Workers:
         note = f"{pid} {process.process_start_time(pid) or 0} {kills}"
         fs.atomic_write(run.files.note, note.encode(), 0o600)
         self._cgroups.enter(pid, worker.cgroup_parent, run.container_id, worker.limits)
+
+    async def _why_gone(self, run: WorkerRun, status: asyncio.Future[int]) -> CriShimError:
+        """What ended a worker before its module ran, which has had no output yet."""
+        code = await _known(status)
+        told = await asyncio.to_thread(self._unsaid, run.container_id, run.worker, run.files, code)
+        hint = "loading a module takes memory too, in a process of its own within the limit"
+        msg = f"the Wasm module could not be started: {told.message}"
+        return FailedPrecondition(msg, hint=hint if told.reason is Reason.OOM_KILLED else "")
 
     def _watch(self, run: WorkerRun, ended: Callable[[Exit], None], status: asyncio.Future[int] | None) -> None:
         async def watch() -> None:
@@ -554,8 +564,12 @@ def _failure(name: str, cause: str, hint: str) -> CriShimError:
     return error
 
 
+class _GoneError(FailedPrecondition):
+    """The worker has ended."""
+
+
 def _gone() -> CriShimError:
-    return FailedPrecondition("the Wasm worker has ended")
+    return _GoneError("the Wasm worker has ended")
 
 
 def _short(path: Path, stack: contextlib.ExitStack) -> str:

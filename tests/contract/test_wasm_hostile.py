@@ -102,6 +102,36 @@ async def test_more_than_one_memory_and_shared_ones_are_no_modules(bench: WasmBe
         await bench.handler.create(bench.artifact(guest))
 
 
+@pytest.mark.parametrize(("kind", "number"), [("types", 3000), ("exports", 20_000)])
+async def test_what_is_long_to_describe_is_not_described_in_the_daemon(
+    bench: WasmBench, in_process: bool, kind: str, number: int
+) -> None:
+    """The engine keeps types and exports decoded, in memory that no limit of its own counts."""
+    await bench.finish(bench.artifact(wasm.HELLO))
+    before = anonymous_kib()
+    plan = await bench.begin(bench.artifact(hostile.described(kind, number), linux=limited(64 << 20)))
+    info = bench.handler.info(plan.id)
+    assert info["placement"] == "process"
+    assert ("types, imports and exports" in str(info["placementReason"])) is in_process
+    assert anonymous_kib() - before < 2048
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
+
+
+async def test_what_is_short_to_describe_is_quick(bench: WasmBench, in_process: bool) -> None:
+    plan = await bench.begin(bench.artifact(hostile.described("exports", 2000), linux=limited(LIMIT)))
+    assert bench.handler.info(plan.id)["placement"] == ("in-process" if in_process else "process")
+    await bench.handler.kill(plan.id, signal.SIGTERM)
+    assert (await bench.end_of(plan)).code == 143
+
+
+async def test_a_module_that_its_limit_cannot_even_load_is_not_started(bench: WasmBench) -> None:
+    plan = bench.artifact(hostile.described("exports", 100_000), linux=limited(LIMIT))
+    await bench.handler.create(plan)
+    with pytest.raises(CriShimError, match=r"could not be started: the memory limit was reached; loading"):
+        await bench.handler.start(plan.id)
+
+
 # Stopping.
 
 

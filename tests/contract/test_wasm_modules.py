@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from cri_shim.adapters.pace import Pace
 from cri_shim.model.container import Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
-from cri_shim.model.handler import Kind
+from cri_shim.model.handler import CompilesAhead, Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
 from handlers.wasmtime import cache, kind
 from tests.contract.wasm_bench import WasmBench, limited, wasm_bench
-from tests.support import wasm
+from tests.support import hostile, wasm
 
 
 @pytest.fixture
@@ -132,6 +133,44 @@ async def test_a_module_that_takes_for_ever_is_tried_once(
     await fresh_bench.zygote.aclose()
     with pytest.raises(FailedPrecondition, match="not compiled within 1 s of CPU time"):
         await fresh_bench.handler.create(again)
+    assert fresh_bench.zygote.pid is None
+
+
+async def test_who_compiles_for_long_holds_up_no_other(fresh_bench: WasmBench) -> None:
+    fresh_bench.handler._cache._turns = Pace(1, 0.1)  # type: ignore[attr-defined]
+    bomb = asyncio.create_task(fresh_bench.handler.create(fresh_bench.artifact(wasm.long_module(600_000))))
+    await asyncio.sleep(0)
+    await fresh_bench.handler.create(fresh_bench.artifact(wasm.HELLO))
+    assert not bomb.done()
+    bomb.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bomb
+
+
+async def test_a_container_gives_a_module_the_time_that_its_image_did_not(
+    fresh_bench: WasmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that comes while the module is compiled ahead."""
+    monkeypatch.setattr(cache, "_AHEAD_CPU_SECONDS", 1)
+    plan = fresh_bench.artifact(wasm.long_module(300_000))
+    assert plan.image is not None
+    assert plan.image.wasm is not None
+    digest, handler = plan.image.wasm.digest, fresh_bench.handler
+    assert isinstance(handler, CompilesAhead)
+    ahead = asyncio.create_task(handler.compile_ahead(fresh_bench.layout.blob(digest), digest, "m"))
+    await asyncio.sleep(0.1)
+    await handler.create(plan)
+    with pytest.raises(FailedPrecondition, match="not compiled within 1 s of CPU time"):
+        await ahead
+
+
+async def test_a_module_that_takes_too_much_memory_is_tried_once(fresh_bench: WasmBench) -> None:
+    """A megabyte of it would take 2.4 GB."""
+    plan, again = (fresh_bench.artifact(hostile.described("segments", 20_000)) for _ in range(2))
+    for each in (plan, again):
+        with pytest.raises(FailedPrecondition, match="takes more than 1088 MiB of memory to compile"):
+            await fresh_bench.handler.create(each)
+        await fresh_bench.zygote.aclose()
     assert fresh_bench.zygote.pid is None
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.support.wasm import leb
+
 _ALLOCATE: Final = """(module (type $list (struct (field $next (ref null $list)) (field i64) (field i64)))
   (memory (export "memory") {pages})
   (func (export "_start") (local $all (ref null $list)) {first}
@@ -36,6 +38,30 @@ EXCEPTIONS: Final = """(module (tag $t (param i64)) (table $kept (export "kept")
   (func (export "_start") (loop $more
     (br_if $more (i32.ne (table.grow $kept (call $thrown) (i32.const 1)) (i32.const -1)))) unreachable))"""
 """Keeps every exception that it throws."""
+
+
+def described(kind: str, number: int) -> bytes:
+    """A module of few instructions that has so many `types`, `exports`, or element `segments`; it spins."""
+    sections = {
+        1: [b"\x60\0\0"],
+        3: [b"\0"],
+        4: [b"\x70\0\1"],
+        5: [b"\0\1"],
+        7: [b"\x06_start\0\0", b"\x06memory\2\0"],
+        9: list[bytes](),
+        10: [b"\x07\0\x03\x40\x0c\0\x0b\x0b"],
+    }
+    if kind == "types":
+        sections[1] += [
+            b"\x60\x14" + bytes(0x7C + (each >> 2 * bit & 3) for bit in range(20)) + b"\0" for each in range(number)
+        ]
+    elif kind == "exports":
+        sections[7] += [b"\x07%07d\0\0" % each for each in range(number)]
+    else:
+        sections[9] += [b"\1\0\x32" + bytes(50)] * number
+    bodies = {kind: leb(len(items)) + b"".join(items) for kind, items in sections.items()}
+    return b"\0asm\1\0\0\0" + b"".join(bytes([kind]) + leb(len(body)) + body for kind, body in bodies.items())
+
 
 MANY_MEMORIES: Final = f'(module {"(memory 1000)" * 50} (func (export "_start")))'
 

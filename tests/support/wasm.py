@@ -516,19 +516,19 @@ def long_module(steps: int) -> bytes:
     """A module whose compilation takes a second of CPU for each 120,000 steps or so; in binary, as text is slow."""
     step = b"\x20\x00\x41\x07\x6a\x21\x00"  # local.get 0, i32.const 7, i32.add, local.set 0
     bodies = [b"\x00" + step * 1000 + b"\x0b"] * (steps // 1000)
-    code = b"".join(_leb(len(body)) + body for body in bodies)
+    code = b"".join(leb(len(body)) + body for body in bodies)
     sections = {
         1: b"\x01\x60\x01\x7f\x00",  # one type: (i32) -> ()
-        3: _leb(len(bodies)) + bytes(len(bodies)),
-        10: _leb(len(bodies)) + code,
+        3: leb(len(bodies)) + bytes(len(bodies)),
+        10: leb(len(bodies)) + code,
     }
-    return b"\0asm\x01\0\0\0" + b"".join(bytes([kind]) + _leb(len(body)) + body for kind, body in sections.items())
+    return b"\0asm\x01\0\0\0" + b"".join(bytes([kind]) + leb(len(body)) + body for kind, body in sections.items())
 
 
-def _leb(number: int) -> bytes:
+def leb(number: int) -> bytes:
     """LEB128, as the format has all its numbers."""
     low = number & 0x7F
-    return bytes([low]) if number == low else bytes([low | 0x80]) + _leb(number >> 7)
+    return bytes([low]) if number == low else bytes([low | 0x80]) + leb(number >> 7)
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
 from cri_shim.model.ids import new_container_id, new_pod_id
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime.guest_spec import Preopen
-from handlers.wasmtime.placement import MOST_READERS, Isolation, place
+from handlers.wasmtime.placement import MOST_DESCRIPTION, MOST_READERS, Isolation, place
 
 KEY = "cri-shim.io/isolation"
 IN, OUT = Isolation.IN_PROCESS, Isolation.PROCESS
@@ -113,6 +113,14 @@ def test_a_terminal_needs_a_worker() -> None:
     placement = place(asked, IN, [OWN], 0, component=False)
     assert placement.isolation is OUT
     assert "terminal" in placement.why
+
+
+def test_what_takes_memory_that_no_limit_counts_gets_a_worker() -> None:
+    asked = plan(of_container="in-process")
+    assert place(asked, IN, [OWN], 0, component=False, description=MOST_DESCRIPTION).isolation is IN
+    placement = place(asked, IN, [OWN], 0, component=False, description=MOST_DESCRIPTION + 1)
+    assert placement.isolation is OUT
+    assert "types, imports and exports" in placement.why
 
 
 def test_a_component_gets_a_worker_whatever_is_asked_for() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cri_shim.wire.wasm_shape import UNKNOWN, Shape, Table, parse_shape
 from handlers.wasmtime.memory_budget import budget
-from tests.support import wasm
+from tests.support import hostile, wasm
 
 STRUCT = "(type (struct (field i32)))"
 
@@ -48,6 +48,20 @@ def test_any_bytes_have_a_shape(tail: bytes) -> None:
 def test_what_is_cut_short_may_use_all() -> None:
     whole = bytes(wasmtime.wat2wasm(wasm.HELLO))
     assert parse_shape(whole[:12]) == UNKNOWN
+
+
+def test_what_describes_a_module_is_weighed() -> None:
+    """Code, data and what is custom do not count; what is large is not looked at."""
+    module = bytes(wasmtime.wat2wasm(wasm.HELLO))
+    small = parse_shape(module).description
+    assert 0 < small < 2000
+    custom = b"\0" + wasm.leb(1 << 20) + b"\1x" + bytes((1 << 20) - 2)
+    assert parse_shape(module + custom).description == small
+    assert parse_shape(hostile.described("types", 1000)).description > 8 * 23_000
+    assert parse_shape(hostile.described("exports", 1000)).description > 8 * 10_000
+    assert parse_shape(hostile.described("types", 3000)).collects
+    assert parse_shape(module + b"\0\1\0" * 2000).description == len(module) + 6000
+    assert parse_shape(module[:8] + b"\4" + wasm.leb(1 << 10) + wasm.leb(1 << 9) + bytes(1022)) == UNKNOWN
 
 
 TABLES = st.lists(
