@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import wasmtime
@@ -17,6 +17,7 @@ from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from handlers.wasmtime.sockets import Stopped
+from handlers.wasmtime.wasip2 import quick_calls as quick
 from handlers.wasmtime.wasip2.interface import Exited, Failure, Function, Trap
 from handlers.wasmtime.wasip2.resources import Resource, Table
 from handlers.wasmtime.wasip2.values import Codec, Context, codec
@@ -28,47 +29,69 @@ _worlds: Final[dict[int, World]] = {}
 _numbers: Final = itertools.count(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How the values of a function are converted."""
+
+    params: tuple[Codec, ...]
+    result: Codec | None
+    fallible: bool
+    """Its result is a `result`."""
+
+
+Signatures = dict[str, Signature]
+"""Those of a component's imports, by their names; each is made when it is called for the first time."""
+
+
+def signature_of(kind: component.FuncType) -> Signature:
+    """From the type as the component has it."""
+    result = kind.result
+    return Signature(
+        tuple(codec(wit) for _, wit in kind.params),
+        codec(result) if result is not None else None,
+        isinstance(result, component.ResultType),
+    )
+
+
 @dataclass(slots=True)
 class _Bound:
-    """A host function of one guest. Its codecs are made at the first call."""
+    """A host function of one guest."""
 
     world: World
     function: Function
-    params: tuple[Codec, ...] = ()
-    result: Codec | None = None
-    fallible: bool = False
-    known: bool = field(default=False)
+    name: str
+    signatures: Signatures
+    signature: Signature | None = None
 
-    def learn(self, pointer: Any) -> None:
-        """From the type as the component has it."""
-        with component.FuncType._from_ptr(pointer, owner=self) as signature:  # noqa: SLF001  it is the callback's
-            result = signature.result
-            self.params = tuple(codec(wit) for _, wit in signature.params)
-            self.result = codec(result) if result is not None else None
-            self.fallible = isinstance(result, component.ResultType)
-        self.known = True
+    def learn(self, pointer: Any) -> Signature:
+        """At the first call."""
+        found = self.signatures.get(self.name)
+        if found is None:
+            with component.FuncType._from_ptr(pointer, owner=self) as kind:  # noqa: SLF001  it is the callback's
+                found = self.signatures[self.name] = signature_of(kind)
+        self.signature = found
+        return found
 
-    def run(self, context: Context, arguments: Any, results: Any) -> None:
+    def run(self, signature: Signature, context: Context, arguments: Any, results: Any) -> None:
         """Call it. `Failure` is the err of its result."""
-        lifted = [param.lift(context, arguments[index]) for index, param in enumerate(self.params)]
-        if not self.fallible:
+        lifted = [param.lift(context, arguments[index]) for index, param in enumerate(signature.params)]
+        if not signature.fallible:
             answer = self.function(*lifted)
         else:
             try:
                 answer = ("ok", self.function(*lifted))
             except Failure as failure:
                 answer = ("err", failure.value)
-        if self.result is not None:
-            self.result.lower(context, answer, results[0])
+        if signature.result is not None:
+            signature.result.lower(context, answer, results[0])
 
 
 def _call(number: int, pointer: Any, kind: Any, arguments: Any, _count: int, results: Any, _results: int) -> int:
     """`wasmtime_component_func_callback_t`."""
     bound = _bound[number]
     try:
-        if not bound.known:
-            bound.learn(kind)
-        bound.run(Context(pointer, bound.world.table), arguments, results)
+        signature = bound.signature or bound.learn(kind)
+        bound.run(signature, Context(pointer, bound.world.table), arguments, results)
     except Exited as exited:
         bound.world.guest.leave(exited.code)
         return _error(_ENDED)
@@ -109,17 +132,18 @@ _NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 class Definer:
     """Puts functions and resources of one world on a linker; they work until `resources` are closed."""
 
-    def __init__(self, world: World, resources: ExitStack) -> None:
+    def __init__(self, world: World, resources: ExitStack, signatures: Signatures) -> None:
         self._world = world
+        self._signatures = signatures
         self._resources = resources
         self._number = next(_numbers)
         _worlds[self._number] = world
         resources.callback(_worlds.pop, self._number)
 
-    def function(self, instance: component.LinkerInstance, name: str, function: Function) -> None:
-        """Define a function in an instance that the component imports."""
+    def function(self, instance: component.LinkerInstance, interface: str, name: str, function: Function) -> None:
+        """Define a function in the instance of that interface, which the component imports."""
         number = next(_numbers)
-        _bound[number] = _Bound(self._world, function)
+        _bound[number] = _Bound(self._world, function, f"{interface} {name}", self._signatures)
         self._resources.callback(_bound.pop, number)
         text = name.encode()
         _check(
@@ -138,13 +162,19 @@ class Definer:
         )
 
 
-def call(table: Table, store: wasmtime.Store, function: component.Func, *arguments: object) -> Any:
-    """Call what the component exports. WasmtimeError when it traps."""
-    signature = function.type(store)
+def call(
+    table: Table,
+    store: wasmtime.Store,
+    function: component.Func,
+    *arguments: object,
+    signature: Signature | None = None,
+) -> Any:
+    """Call what the component exports, whose `signature` may be known. WasmtimeError when it traps."""
+    signature = signature or signature_of(function.type(store))
     context = Context(store._context(), table)  # noqa: SLF001  as the library's own classes do
     params = (ffi.wasmtime_component_val_t * len(arguments))()
-    for index, ((_, wit), argument) in enumerate(zip(signature.params, arguments, strict=True)):
-        codec(wit).lower(context, argument, params[index])
+    for index, (param, argument) in enumerate(zip(signature.params, arguments, strict=True)):
+        param.lower(context, argument, params[index])
     result, answer = signature.result, ffi.wasmtime_component_val_t()
     _check(
         ffi.wasmtime_component_func_call(
@@ -156,12 +186,12 @@ def call(table: Table, store: wasmtime.Store, function: component.Func, *argumen
             1 if result is not None else 0,
         )
     )
-    for param in params:
-        ffi.wasmtime_component_val_delete(ctypes.byref(param))
+    for value in params:
+        quick.value_delete(ctypes.byref(value))
     if result is None:
         return None
-    lifted = codec(result).lift(context, answer)
-    ffi.wasmtime_component_val_delete(ctypes.byref(answer))
+    lifted = result.lift(context, answer)
+    quick.value_delete(ctypes.byref(answer))
     return lifted
 
 

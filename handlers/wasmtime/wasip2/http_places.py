@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import wasmtime
@@ -18,7 +18,7 @@ from wasmtime import component
 
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.sockets import Stopped
-from handlers.wasmtime.wasip2.calls import call
+from handlers.wasmtime.wasip2.calls import Signature, Signatures, call, signature_of
 from handlers.wasmtime.wasip2.http_bodies import IncomingBody
 from handlers.wasmtime.wasip2.http_exchange import Exchange
 from handlers.wasmtime.wasip2.http_messages import IncomingRequest, ResponseOutparam
@@ -40,6 +40,19 @@ class Service:
     program: component.Component
     export: str
     say: Callable[[str], None] = print
+    signatures: Signatures = field(default_factory=dict)
+    handle: Signature | None = None
+    _index: component.ExportIndex | None = None
+
+    def index(self) -> component.ExportIndex:
+        """Where an instance has its function `handle`."""
+        if self._index is None:
+            interface = self.program.get_export_index(self.export)
+            self._index = self.program.get_export_index(_HANDLE, interface)
+        if self._index is None:
+            msg = f"{self.export} has no function {_HANDLE}"
+            raise TypeError(msg)
+        return self._index
 
 
 class _Place:
@@ -49,7 +62,7 @@ class _Place:
         self.spec: GuestSpec = service.world.guest.spec
         self._service = service
         self._world = replace(service.world, guest=self, table=Table())
-        self._linker = link(self._world, service.program, service.engine, resources)
+        self._linker = link(self._world, service.program, service.engine, resources, signatures=service.signatures)
         self._defect = ""
         self._left: int | None = None
 
@@ -86,7 +99,7 @@ class _Place:
             world.waiter.look(())  # after the deadline has been set: one of the two sees that it is to stop
             handle = self._instance(store)
             request = IncomingRequest(world.waiter, exchange.head, IncomingBody(world.waiter, exchange.body))
-            call(world.table, store, handle, request, ResponseOutparam(exchange))
+            call(world.table, store, handle, request, ResponseOutparam(exchange), signature=self._service.handle)
             exchange.returned()
         except Stopped:
             raise
@@ -99,13 +112,13 @@ class _Place:
         return ""
 
     def _instance(self, store: wasmtime.Store) -> component.Func:
-        instance = self._linker.instantiate(store, self._service.program)
-        interface = instance.get_export_index(store, self._service.export)
-        index = instance.get_export_index(store, _HANDLE, interface)
-        handle = instance.get_func(store, index) if index is not None else None
+        service = self._service
+        handle = self._linker.instantiate(store, service.program).get_func(store, service.index())
         if handle is None:
-            msg = f"{self._service.export} has no function {_HANDLE}"
+            msg = f"{service.export} has no function {_HANDLE}"
             raise TypeError(msg)
+        if service.handle is None:
+            service.handle = signature_of(handle.type(store))
         return handle
 
     def _end(self, error: Exception) -> str:

@@ -27,16 +27,20 @@ from typing import Any, Final
 from wasmtime import WasmtimeError, component
 from wasmtime import _ffi as ffi
 
+from handlers.wasmtime.wasip2 import quick_calls as quick
 from handlers.wasmtime.wasip2.resources import Resource, Table
 
 _VALUE: Final[Any] = ffi.wasmtime_component_val_t
+_ANY: Final[Any] = ctypes.POINTER(ffi.wasmtime_component_resource_any_t)
+_NAME: Final[Any] = ffi.wasm_name_t
 _SIZE: Final = ctypes.sizeof(_VALUE)
 _CONTENT: Final[int] = _VALUE.of.offset
 _U8: Final[int] = ffi.WASMTIME_COMPONENT_U8.value
 _U8_KIND: Final = bytes([_U8])
+_RESOURCE: Final[int] = ffi.WASMTIME_COMPONENT_RESOURCE.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
     """Whose values they are. `pointer`: the engine's store context, good for one call."""
 
@@ -139,7 +143,7 @@ def _list(wit: Any) -> Codec:
 
     def lower(context: Context, thing: Sequence[Any], value: Any) -> None:
         value.kind = ffi.WASMTIME_COMPONENT_LIST.value
-        ffi.wasmtime_component_vallist_new_uninit(ctypes.byref(value.of.list), len(thing))
+        quick.list_new(ctypes.byref(value.of.list), len(thing))
         for index, item in enumerate(thing):
             element.lower(context, item, value.of.list.data[index])
 
@@ -153,7 +157,7 @@ def _lift_bytes(_context: Context, value: Any) -> bytes:
 
 def _lower_bytes(_context: Context, thing: bytes, value: Any) -> None:
     value.kind = ffi.WASMTIME_COMPONENT_LIST.value
-    ffi.wasmtime_component_vallist_new_uninit(ctypes.byref(value.of.list), len(thing))
+    quick.list_new(ctypes.byref(value.of.list), len(thing))
     if thing:
         # Of all that can be assigned to with a step, a bytearray is by far the fastest.
         room = bytearray(len(thing) * _SIZE)
@@ -251,7 +255,7 @@ def _boxed(context: Context, payload: Codec | None, thing: Any) -> Any:
         return None
     value = _VALUE()
     payload.lower(context, thing, value)
-    return ffi.wasmtime_component_val_new(ctypes.byref(value))
+    return quick.value_new(ctypes.byref(value))
 
 
 def _lift_own(context: Context, value: Any) -> Resource:
@@ -263,29 +267,33 @@ def _lift_borrow(context: Context, value: Any) -> Resource:
 
 
 def _number(context: Context, value: Any) -> int:
-    host: Any = ctypes.POINTER(ffi.wasmtime_component_resource_host_t)()
-    _check(ffi.wasmtime_component_resource_any_to_host(context.pointer, value.of.resource, ctypes.byref(host)))
-    number: int = ffi.wasmtime_component_resource_host_rep(host)
-    ffi.wasmtime_component_resource_host_delete(host)
+    host = ctypes.c_void_p()
+    _check(quick.any_to_host(context.pointer, value.of.resource, ctypes.byref(host)))
+    number: int = quick.host_number(host)
+    quick.host_delete(host)
     return number
 
 
 def _lower_own(context: Context, thing: Resource, value: Any) -> None:
-    host = ffi.wasmtime_component_resource_host_new(True, context.table.add(thing), thing.TYPE)
-    handle: Any = ctypes.POINTER(ffi.wasmtime_component_resource_any_t)()
-    _check(ffi.wasmtime_component_resource_host_to_any(context.pointer, host, ctypes.byref(handle)))
-    ffi.wasmtime_component_resource_host_delete(host)
-    value.kind = ffi.WASMTIME_COMPONENT_RESOURCE.value
+    host = quick.host_new(True, context.table.add(thing), thing.TYPE)
+    handle = _ANY()
+    error = quick.host_to_any(context.pointer, host, ctypes.byref(handle))
+    quick.host_delete(host)
+    _check(error)
+    value.kind = _RESOURCE
     value.of.resource = handle
 
 
-def _check(error: Any) -> None:
+def _check(error: int | None) -> None:
     if error:
-        raise WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do
+        pointer = ctypes.cast(error, ctypes.POINTER(ffi.wasmtime_error_t))
+        raise WasmtimeError._from_ptr(pointer)  # noqa: SLF001  as the library's own classes do
 
 
 def _name(text: str) -> Any:
-    return ffi.str_to_capi(text)
+    name, content = _NAME(), text.encode()
+    quick.name_new(ctypes.byref(name), len(content), content)
+    return name
 
 
 def _text(name: Any) -> str:
