@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from handlers.wasmtime import poll
+from handlers.wasmtime import epoch, poll
 from handlers.wasmtime.errnos import Errno
 from handlers.wasmtime.socket_calls import PARAMETERS, Calls, function
 from handlers.wasmtime.sockets import Stopped
@@ -180,16 +180,14 @@ def _callback(hook: Any) -> Any:
     return ffi.wasmtime_func_unchecked_callback_t(call)
 
 
-def _at_epoch(_context: Any, number: int, further: Any, kind: Any) -> int:
-    """`wasmtime_store_epoch_deadline_callback`: go on until the next epoch, or end."""
+def _goes_on(number: int) -> bool:
+    """`epoch.callback`."""
     guest = _guests[number]
     try:
-        if not guest.pause():
-            further[0], kind[0] = 1, _CONTINUE
-            return 0
+        return not guest.pause()
     except Exception as error:  # noqa: BLE001  as above
         guest.fail(error)
-    return ctypes.cast(ffi.wasmtime_error_new(_ENDED), ctypes.c_void_p).value or 0
+        return False
 
 
 def _trap() -> int:
@@ -198,15 +196,7 @@ def _trap() -> int:
 
 
 _ENDED: Final = b"ended"
-_CONTINUE: Final = 0
-"""`WASMTIME_UPDATE_DEADLINE_CONTINUE` (wasmtime/store.h): run on at once."""
-_EPOCH_CALLBACK: Final = ctypes.CFUNCTYPE(
-    ctypes.c_size_t,
-    ctypes.POINTER(ffi.wasmtime_context_t),
-    ctypes.c_void_p,
-    ctypes.POINTER(ctypes.c_uint64),
-    ctypes.POINTER(ffi.wasmtime_update_deadline_kind_t),
-)(_at_epoch)
+_AT_EPOCH: Final = epoch.callback(_goes_on)
 _NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _HOOKS: Final = (
     # Name, numbers of i32 parameters and results, implementation.
@@ -250,8 +240,7 @@ class Hooked:
 
     def watch_epoch(self, store: wasmtime.Store) -> None:
         """Have the store ask the guest at each epoch whether to go on, from the next one."""
-        ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), _EPOCH_CALLBACK, self._number, _NO_FINALIZER)
-        store.set_epoch_deadline(1)
+        epoch.watch(store, _AT_EPOCH, self._number)
 
     def define_sockets(self, linker: wasmtime.Linker, module: str) -> None:
         """Define the functions on sockets, all of `PARAMETERS`, as imports from `module`."""

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -231,6 +232,95 @@ async def test_nobody_waits_for_others(bench: WasmBench, port: int) -> None:
     finally:
         for connection in slow:
             connection.close()
+
+
+async def test_a_request_that_sleeps_holds_nobody(bench: WasmBench, port: int) -> None:
+    """Half of all places sleep; none of the quick requests is behind a slow one."""
+    await bench.begin(proxy(bench, port))
+    with ThreadPoolExecutor(PLACES) as clients:
+        slow = [clients.submit(ask, port, "/wait") for _ in range(PLACES // 2)]
+        late = [clients.submit(ask, port, "/late") for _ in range(PLACES // 4)]
+        for _ in range(20):
+            assert (await asyncio.to_thread(ask, port, "/hello")).body == HELLO
+        assert [each.result(SECONDS).body for each in late] == [HELLO] * len(late)
+        assert not any(each.done() for each in slow)
+        await bench.aclose()  # and with it what they wait for
+
+
+@pytest.mark.parametrize("path", ["/wait", "/spin", "/late"])
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
+async def test_an_instance_whose_client_has_gone_ends(bench: WasmBench, port: int, path: str, reset: bool) -> None:
+    """Else nobody would be answered any more when as many clients as there are places have gone."""
+    plan = await bench.begin(proxy(bench, port))
+    pid = bench.handler.info(plan.id)["pid"]
+    before, number = sockets(pid), 2 if path == "/spin" else PLACES
+    for _ in range(number):
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert (await asyncio.to_thread(ask, port, "/hello")).body == HELLO
+    async with asyncio.timeout(SECONDS):
+        while sockets(pid) > before:
+            await asyncio.sleep(0.01)
+    assert bench.text(plan) == []
+
+
+def sockets(pid: object) -> int:
+    """How many the process has open."""
+    found = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found += os.readlink(fd).startswith("socket:")
+    return found
+
+
+async def test_a_client_that_has_ended_its_side_gets_its_answer(bench: WasmBench, port: int) -> None:
+    await bench.begin(proxy(bench, port))
+    for path in ("/hello", "/late"):
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            came = b""
+            while part := await asyncio.to_thread(connection.recv, 65536):
+                came += part
+            assert HELLO in came
+
+
+async def test_the_head_of_a_response_does_not_wait_for_its_body(bench: WasmBench, port: int) -> None:
+    await bench.begin(proxy(bench, port))
+    with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+        connection.sendall(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
+        came = await asyncio.to_thread(connection.recv, 65536)
+        assert came.startswith(b"HTTP/1.1 200 ")
+        assert came.endswith(b"\r\n\r\n")
+        connection.sendall(b"body")
+        while b"body" not in came:
+            came += await asyncio.to_thread(connection.recv, 65536)
+
+
+async def test_what_follows_on_a_connection_is_looked_at_like_the_first(bench: WasmBench, port: int) -> None:
+    """At once, soon, and later: the thread that looks at it is not the same."""
+    await bench.begin(proxy(bench, port))
+    good = b"GET /hello HTTP/1.1\r\nHost: h\r\n\r\n"
+    probe = b"GET /hello HTTP/1.1\r\nHost: h\r\nUser-Agent: kube-probe/1.37\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    for pause in (None, 0.0, 0.05):
+        for parts, status in (
+            ((b"what is this?\r\n\r\n",), b"400"),
+            ((b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n",), b"501"),
+            ((probe[:10], probe[10:]), b"200"),
+        ):
+            with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+                came = b""
+                for part in (good, *parts):
+                    connection.sendall(part)
+                    while pause is not None and part is good and not came.endswith(b"\r\n0\r\n\r\n"):
+                        came += await asyncio.to_thread(connection.recv, 65536)
+                    await asyncio.sleep(pause or 0)
+                while part := await asyncio.to_thread(connection.recv, 65536):
+                    came += part
+            assert came.startswith(b"HTTP/1.1 200 ")
+            assert came.rpartition(b"HTTP/1.1 ")[2].startswith(status)
 
 
 async def test_more_requests_than_places_are_all_answered(bench: WasmBench, port: int) -> None:

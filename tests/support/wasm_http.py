@@ -242,6 +242,9 @@ _MAIN: Final = """
     (if (i32.eq (local.get $letter) (i32.const 103)) (then (loop $more ;; grow: without end
       (memory.fill (i32.mul (memory.grow (i32.const 16)) (i32.const 65536)) (i32.const 1) (i32.const 1048576))
       (br $more))))
+    (if (i32.eq (local.get $letter) (i32.const 108)) (then ;; late: after a while
+      (call $block (call $subscribe (i64.const 100000000)))
+      (call $whole (local.get $out) (i32.const 1024) (i32.const 23))))
     (if (i32.eq (local.get $letter) (i32.const 119)) (then ;; wait: for an hour
       (call $block (call $subscribe (i64.const 3600000000000))))))
 """
@@ -276,6 +279,7 @@ def _component() -> str:
 
 
 PROXY: Final = _component()
-"""Serves `/hello`, `/echo` (the body), `/print` (on standard output too), `/variable`, and what other servers say:
-`/ask/HOST:PORT/PATH` by HTTP, `/bid/HOST:PORT/PATH` by HTTPS. `/open` returns with an unfinished body. Does wrong at
-`/trap`, `/nothing`, `/fail`, `/incomplete`, `/x` (exits); does not come back from `/spin`, `/grow` and `/wait`."""
+"""Serves `/hello`, `/late` (after 0.1 s), `/echo` (the body), `/print` (on standard output too), `/variable`, and what
+other servers say: `/ask/HOST:PORT/PATH` by HTTP, `/bid/HOST:PORT/PATH` by HTTPS. `/open` returns with an unfinished
+body. Does wrong at `/trap`, `/nothing`, `/fail`, `/incomplete`, `/x` (exits); does not come back from `/spin`, `/grow`
+and `/wait`."""

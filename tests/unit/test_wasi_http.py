@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cri_shim.wire.http1 import Client, End, Request, Response, Server
+from handlers.wasmtime.sockets import Stopped
 from handlers.wasmtime.wasip2.http_bodies import IncomingBody, OutgoingBody
 from handlers.wasmtime.wasip2.http_channel import BUFFER, Channel, Incoming, Outgoing, prepared
 from handlers.wasmtime.wasip2.http_errors import HttpError, describe, http_error_code, status_of
@@ -27,7 +28,7 @@ from handlers.wasmtime.wasip2.http_messages import (
 )
 from handlers.wasmtime.wasip2.interface import Failure, Trap
 from handlers.wasmtime.wasip2.streams import IoError, StreamClosed, StreamFailed
-from handlers.wasmtime.wasip2.waiter import Waiter
+from handlers.wasmtime.wasip2.waiter import Left, Timer, Waiter
 
 HOST = ("host", b"h")
 
@@ -358,6 +359,24 @@ def test_silence_ends_a_body() -> None:
         way.interest()
         with pytest.raises(HttpError, match="connection-write-timeout"):
             way.capacity()
+
+
+def test_a_wait_ends_when_the_client_has_gone(waiter: Waiter) -> None:
+    with exchanges() as (exchange, client):
+        of_place = waiter.another()
+        of_place.client = exchange
+        assert of_place.look((Timer(0), Timer(1 << 62))) == [0]
+        client.close()
+        with pytest.raises(Left):
+            of_place.wait((Timer(1 << 62),))
+        assert not exchange.is_wanted
+        assert not exchange.conclude(of_place)
+        assert exchange.complaint == ""
+        waiter.look(())
+        waiter.stop()
+        of_place.client = None
+        with pytest.raises(Stopped):
+            of_place.wait((Timer(1 << 62),))
 
 
 def test_client_end_reads_responses() -> None:

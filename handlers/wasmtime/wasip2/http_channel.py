@@ -47,6 +47,8 @@ class Channel:
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
+        self.sent = 0
+        """Bytes, in all."""
         self._out = bytearray()
 
     @property
@@ -77,6 +79,7 @@ class Channel:
                 return False
             except OSError as error:
                 raise HttpError(code_of(error)) from None
+            self.sent += taken
             del self._out[:taken]
         return True
 

@@ -24,7 +24,7 @@ _INTERNAL_ERROR: Final = 500
 
 
 class Exchange:
-    """`http_messages.Answering`. Belongs to the thread that has the request."""
+    """`http_messages.Answering` and `waiter.Client`. Belongs to the thread that has the request."""
 
     def __init__(self, peer: Server, channel: Channel, head: Request, *, last: Callable[[], bool]) -> None:
         """`last`: whether the connection is not to be used again."""
@@ -37,6 +37,8 @@ class Exchange:
         self._content: OutgoingBody | None = None
         self.complaint = ""
         """What the component's log should say of it."""
+        self.is_wanted = True
+        """False: the client has gone."""
 
     def respond(self, response: OutgoingResponse) -> None:
         """`Answering`."""
@@ -60,8 +62,6 @@ class Exchange:
         self._outgoing = Outgoing(self._peer, self._channel, None if bodiless else _declared(headers))
         if response.has_no_body:
             self._outgoing.end()
-        elif size is None:
-            self._channel.push()
 
     def _completed(self, response: OutgoingResponse, size: int | None) -> Headers:
         """The headers of the component, and what a server adds."""
@@ -75,6 +75,12 @@ class Exchange:
         if self._last():
             headers += (("connection", b"close"),)
         return headers
+
+    def await_guest(self) -> int:
+        """`Client`: a head that waits for the first bytes of its body goes out without them."""
+        with contextlib.suppress(HttpError):  # the next to use the channel finds it too
+            self._channel.push()
+        return self._channel.wire.fileno()
 
     def refuse(self, code: Code) -> None:
         """`Answering`."""
@@ -97,6 +103,8 @@ class Exchange:
 
     def conclude(self, waiter: Waiter) -> bool:
         """The component has returned, or has ended: whether the connection is good for the next request."""
+        if not self.is_wanted:
+            return False
         try:
             if self._outgoing is None:
                 self.complaint = self.complaint or "the component has not answered"

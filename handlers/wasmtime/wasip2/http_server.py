@@ -1,13 +1,12 @@
 """The connections of an HTTP server: accepts them, waits for requests on them, has them answered elsewhere.
 
-Not the answers (`http_proxy`). Heads are read here, in one thread, so that nobody who is slow with his takes a place
-from others. Invariant: a connection belongs either to this thread or to the one that answers its request.
+Not the answers (`http_places`). Heads are read here, in one thread, so that nobody who is slow with his takes a place
+from others. Invariant: nothing is done for longer than _GONE for a client that has gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import resource
 import select
@@ -18,57 +17,65 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cri_shim.wire.http1 import BrokenMessage, Closed, Request, Server
-from handlers.wasmtime.wasip2.http_channel import Channel, prepared
+from cri_shim.wire.http1 import BrokenMessage, Closed, Request
+from handlers.wasmtime.wasip2.http_channel import prepared
+from handlers.wasmtime.wasip2.http_connection import KEEP, Connection, Visit, is_served
 from handlers.wasmtime.wasip2.http_errors import HttpError
-from handlers.wasmtime.wasip2.http_exchange import Exchange
 from handlers.wasmtime.wasip2.waiter import FdSource, Timer, Waiter
 
 CONNECTIONS: Final = 1000
 """At most so many at once, and half of the descriptors that a process may have; further ones wait in the backlog."""
 _NS: Final = 1_000_000_000
-KEEP: Final = 75 * _NS
-"""How long a connection waits for its next request."""
 HEAD: Final = 30 * _NS
 """How long a head may take, from its first byte on."""
 _LINGER: Final = 2 * _NS
 """How long a client that is still sending has to read why it is not wanted."""
 _SWEEP: Final = _NS
 _NOT_SERVED: Final = 501
+_GONE: Final = _NS
+"""A client that has ended its side may wait for the answer; one that is sent nothing for so long is taken for gone."""
+_BUSY: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
 
-GiveBack = Callable[[bool], None]
+class Leaving:
+    """A client that has ended its side, and what it is still being sent."""
 
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._sent = connection.channel.sent
+        self._since = time.monotonic_ns()
 
-class Connection:
-    """One client's."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.peer = Server()
-        self.channel = Channel(sock)
-        self.deadline = time.monotonic_ns() + KEEP
-        self.in_head = False
-        self.lingers = False
+    def is_over(self) -> bool:
+        """It has been sent nothing for so long that it is taken for gone."""
+        channel, now = self.connection.channel, time.monotonic_ns()
+        if channel.sent != self._sent or channel.pending:
+            self._sent, self._since = channel.sent, now
+        return now - self._since >= _GONE
 
 
 class Listening:
     """`handlers.wasmtime.guest.Waits`. All the rest belongs to one thread."""
 
     def __init__(
-        self, listeners: Sequence[socket.socket], waiter: Waiter, answer: Callable[[Exchange, GiveBack], None]
+        self,
+        listeners: Sequence[socket.socket],
+        waiter: Waiter,
+        answer: Callable[[Visit], None],
+        interrupt: Callable[[], None],
     ) -> None:
-        """`answer` hands the exchange to another thread, which gives the connection back: good for more, or not."""
+        """`answer` hands a visit to another thread; `interrupt` has who computes there see whether the client left."""
         self._listeners = list(listeners)
         self._waiter = waiter
         self._answer = answer
+        self._interrupt = interrupt
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._waiting: dict[int, Connection] = {}
         self._returned: deque[tuple[Connection, bool]] = deque()
         self._lock = threading.Lock()
-        self._busy = 0
+        self._busy: dict[int, Connection] = {}
+        self._leaving: dict[int, Leaving] = {}
         self._most = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._accepting = False
         self._short = False
@@ -97,11 +104,12 @@ class Listening:
         sweep = time.monotonic_ns() + _SWEEP
         while not (self.draining and not self._busy):
             self._accept_or_not()
-            timers = (Timer(sweep),) if self._waiting or self._short else ()
+            timers = (Timer(sweep),) if self._waiting or self._leaving or self._short else ()
             self._waiter.wait((FdSource(self._epoll.fileno(), select.POLLIN), *timers))
             self._take_events()
             if time.monotonic_ns() >= sweep:
                 self._let_go_of_the_late()
+                self._part_with_the_gone()
                 self._short = False
                 sweep = time.monotonic_ns() + _SWEEP
 
@@ -126,7 +134,7 @@ class Listening:
                 if not connection.lingers:
                     self._close(connection)
             return
-        wanted = len(self._waiting) + self._busy < self._most and not self._short
+        wanted = len(self._waiting) + len(self._busy) < self._most and not self._short
         if wanted is not self._accepting:
             for listener in self._listeners:
                 if wanted:
@@ -137,28 +145,57 @@ class Listening:
 
     def _take_events(self) -> None:
         listeners = {listener.fileno(): listener for listener in self._listeners}
-        for fd, _ in self._epoll.poll(0):
+        events = self._epoll.poll(0)
+        for fd, event in events:
+            if fd in self._waiting:
+                self._read(self._waiting[fd])
+            elif fd in self._busy:
+                self._leave(self._busy[fd], reset=bool(event & select.EPOLLHUP))
+        # After them, as there may be new ones of the same numbers then.
+        for fd, _ in events:
             if fd == self._wake:
                 os.eventfd_read(self._wake)
                 self._take_back()
             elif fd in listeners:
                 self._accept(listeners[fd])
-            elif fd in self._waiting:
-                self._read(self._waiting[fd])
+
+    def _leave(self, connection: Connection, *, reset: bool) -> None:
+        """The client sends nothing more."""
+        if reset:
+            self._take_for_gone(connection)
+        else:
+            self._leaving[connection.sock.fileno()] = Leaving(connection)
+
+    def _take_for_gone(self, connection: Connection) -> None:
+        """End what is done for it, be that waiting or computing."""
+        exchange = connection.exchange
+        if exchange is not None:
+            exchange.is_wanted = False
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            self._interrupt()
+
+    def _part_with_the_gone(self) -> None:
+        for fd, leaving in tuple(self._leaving.items()):
+            if leaving.is_over():
+                del self._leaving[fd]
+                self._take_for_gone(leaving.connection)
 
     def _take_back(self) -> None:
         while self._returned:
             connection, usable = self._returned.popleft()
-            self._busy -= 1
+            fd = connection.sock.fileno()
+            del self._busy[fd]
+            self._leaving.pop(fd, None)
+            self._watch(connection)
             if usable and not self.draining:
                 connection.deadline, connection.in_head = time.monotonic_ns() + KEEP, False
-                self._watch(connection)
                 self._look(connection)  # the next request may have come with this one
             else:
                 self._part_with(connection)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(self._most - len(self._waiting) - self._busy):
+        for _ in range(self._most - len(self._waiting) - len(self._busy)):
             try:
                 sock, _ = listener.accept()
             except BlockingIOError:
@@ -167,48 +204,44 @@ class Listening:
                 self._short = True
                 return
             connection = Connection(prepared(sock))
-            self._watch(connection)
+            self._epoll.register(sock, select.EPOLLIN)
+            self._waiting[sock.fileno()] = connection
             self._read(connection)
 
     def _read(self, connection: Connection) -> None:
         try:
-            data = connection.channel.receive()
             if connection.lingers:
-                if data == b"":
+                if connection.channel.receive() == b"":
                     self._close(connection)
-                return
-            if data is not None:
-                connection.peer.receive(data)
+            elif connection.receive():
+                self._look(connection)
         except (HttpError, BrokenMessage):
             self._close(connection)
-            return
-        if data is not None:
-            self._look(connection)
 
     def _look(self, connection: Connection) -> None:
         """Whether a head has come."""
-        try:
-            event = connection.peer.next_event()
-        except BrokenMessage as error:
-            self._refuse(connection, error.status, str(error))
-            return
-        if isinstance(event, Request) and event.method == "CONNECT":
+        found = connection.look()
+        if is_served(found):
+            self._hand_over(connection, found)
+        elif isinstance(found, Request):
             self._refuse(connection, _NOT_SERVED, "no tunnels")
-        elif isinstance(event, Request):
-            self._forget(connection)
-            self._busy += 1
-            exchange = Exchange(connection.peer, connection.channel, event, last=lambda: self.draining)
-            self._answer(exchange, functools.partial(self._give_back, connection))
-        elif isinstance(event, Closed):
+        elif isinstance(found, BrokenMessage):
+            self._refuse(connection, found.status, str(found))
+        elif isinstance(found, Closed):
             self._close(connection)
         elif connection.peer.has_begun and not connection.in_head:
             connection.deadline, connection.in_head = time.monotonic_ns() + HEAD, True
+
+    def _hand_over(self, connection: Connection, head: Request) -> None:
+        fd = connection.sock.fileno()
+        self._busy[fd] = self._waiting.pop(fd)
+        self._epoll.modify(fd, _BUSY)
+        self._answer(Visit(connection, head, last=lambda: self.draining, leave=self._give_back))
 
     def _refuse(self, connection: Connection, status: int, text: str) -> None:
         with contextlib.suppress(HttpError):
             connection.channel.queue(connection.peer.refuse(status, text))
             connection.channel.push()
-        self._forget(connection)
         self._part_with(connection)
 
     def _part_with(self, connection: Connection) -> None:
@@ -216,22 +249,19 @@ class Listening:
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            connection.sock.close()
+            self._close(connection)
             return
         connection.deadline, connection.lingers = time.monotonic_ns() + _LINGER, True
-        self._watch(connection)
 
     def _watch(self, connection: Connection) -> None:
-        self._waiting[connection.sock.fileno()] = connection
-        self._epoll.register(connection.sock, select.EPOLLIN)
-
-    def _forget(self, connection: Connection) -> None:
-        del self._waiting[connection.sock.fileno()]
-        self._epoll.unregister(connection.sock)
+        """It belongs to this thread."""
+        fd = connection.sock.fileno()
+        self._waiting[fd] = connection
+        self._epoll.modify(fd, select.EPOLLIN)
 
     def _close(self, connection: Connection) -> None:
-        self._forget(connection)
-        connection.sock.close()
+        del self._waiting[connection.sock.fileno()]
+        connection.sock.close()  # and with it out of the set
 
     def _let_go_of_the_late(self) -> None:
         now = time.monotonic_ns()

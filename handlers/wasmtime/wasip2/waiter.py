@@ -1,7 +1,7 @@
 """The one place where a component of ours waits.
 
 Not what is waited for: sockets, streams and clocks give a `Source`. Invariant: every wait ends when the guest is told
-to stop, whatever else it waits for.
+to stop, or the client that it works for has gone, whatever else it waits for.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from handlers.wasmtime.sockets import Stopped
 
 _LONGEST_MS: Final = 3_600_000.0
 _UNASKED: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
+_GONE: Final = select.POLLHUP | select.POLLERR
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +79,62 @@ class Timer(Source):
         return Interest(deadline=self.deadline)
 
 
+class Left(Stopped):
+    """Who the guest works for has gone: it ends, and nobody else does."""
+
+
+class Client(Protocol):
+    """Who the guest works for."""
+
+    is_wanted: bool
+    """False: it has gone."""
+
+    def await_guest(self) -> int:
+        """The guest is about to wait. The descriptor whose hang-up means that the client has gone."""
+        ...
+
+
+class _Stop:
+    """What ends every wait. Any thread."""
+
+    def __init__(self) -> None:
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.is_set = False
+        self._lock = threading.Lock()
+
+    def set(self) -> None:
+        with self._lock:
+            self.is_set = True
+            if self.wake >= 0:
+                os.eventfd_write(self.wake, 1)
+
+    def close(self) -> None:
+        with self._lock:
+            wake, self.wake = self.wake, -1
+        if wake >= 0:
+            os.close(wake)
+
+
 class Waiter:
     """Belongs to the guest's thread, but for `stop`. `resting` is entered while it waits: it uses no CPU then."""
 
-    def __init__(self, resting: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, resting: Callable[[], AbstractContextManager[None]], stop: _Stop | None = None) -> None:
         self._resting = resting
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stopping = False
-        self._lock = threading.Lock()
+        self._stop = stop or _Stop()
+        self.client: Client | None = None
+        """With one, waits end by `Left` when it has gone."""
+
+    def another(self) -> Waiter:
+        """One for another thread, which ends with this one."""
+        return Waiter(self._resting, self._stop)
 
     def stop(self) -> None:
         """End every wait, now and from now on. Any thread; closed already is success."""
-        with self._lock:
-            self._stopping = True
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
+        self._stop.set()
 
     def close(self) -> None:
         """There will be no more waits."""
-        with self._lock:
-            wake, self._wake = self._wake, -1
-        if wake >= 0:
-            os.close(wake)
+        self._stop.close()
 
     def wait(self, sources: Sequence[Source]) -> list[int]:
         """Wait until one of them is ready: the indices of all that are. Stopped when the guest is to stop."""
@@ -113,7 +148,7 @@ class Waiter:
         return self._once(sources, blocking=False)
 
     def _once(self, sources: Sequence[Source], *, blocking: bool) -> list[int]:
-        if self._stopping:
+        if self._stop.is_set:
             raise Stopped
         interests = [source.interest() for source in sources]
         ready = [index for index, interest in enumerate(interests) if interest.ready]
@@ -135,17 +170,24 @@ class Waiter:
                 watched[fd] = watched.get(fd, 0) | events
         if not watched and milliseconds == 0:
             return {}
+        client = self.client.await_guest() if self.client is not None else -1
+        if client >= 0:
+            watched.setdefault(client, 0)
         poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
+        poller.register(self._stop.wake, select.POLLIN)
         for fd, events in watched.items():
             poller.register(fd, events)
         happened = poller.poll(0)
         if not happened and milliseconds != 0:
             with self._resting():
                 happened = poller.poll(milliseconds)
-        if self._stopping:
+        if self._stop.is_set:
             raise Stopped
-        return dict(happened)
+        found = dict(happened)
+        if self.client is not None and found.get(client, 0) & _GONE:
+            self.client.is_wanted = False
+            raise Left
+        return found
 
 
 def _milliseconds(deadlines: Sequence[int]) -> float | None:
