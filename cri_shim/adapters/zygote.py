@@ -79,7 +79,8 @@ class Zygote:
 
     They run in a forked child that has nothing of the daemon but the descriptors given, and its credentials.
     `held` descriptors stay open in every child until it ends; `search_path` is what children import from; `preload` are
-    modules that the zygote imports itself, for all its children: importing them must start no thread.
+    modules that the zygote imports itself, for all its children, or functions `module:function` that it calls: no
+    thread may be left of it.
     """
 
     def __init__(

@@ -33,6 +33,10 @@ class _Set(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
+_Sets = _Set * 2
+"""For 64 bits."""
+
+
 def become(uid: int, gid: int, groups: Sequence[int], capabilities: Collection[str]) -> None:
     """Take an identity with at most these capabilities (names without CAP_), which only root keeps. OSError."""
     wanted = {bit for bit, name in enumerate(NAMES) if name in capabilities}
@@ -57,7 +61,7 @@ def _drop_from_bounding_set(bit: int) -> None:
 
 
 def _set_capabilities(bits: Collection[int]) -> None:
-    sets = (_Set * 2)()
+    sets = _Sets()
     for bit in bits:
         half = sets[bit // 32]
         half.effective |= 1 << bit % 32

@@ -34,6 +34,11 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 
 _M_ARENA_MAX: Final = -8
+_LARGE_CHUNK: Final = 100_000
+"""Bytes, below what the C library makes a mapping for."""
+_SMALL_CHUNK: Final = 4096
+_CHUNK_STEP: Final = 16
+"""Bytes between two sizes of chunks."""
 
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
@@ -84,6 +89,8 @@ _SOCKADDR_SIZE: Final = 16
 """`struct sockaddr`; AF_UNSPEC is 0."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("mount", "setns", "unshare", "prctl", "capset"):
+    getattr(_libc, _name)  # is looked up the first time, which no fork is to do for itself
 
 
 class _OpenHow(ctypes.Structure):
@@ -178,6 +185,22 @@ def share_heap() -> None:
     """Have threads that start from now on use the first one's heap (mallopt(3)); a C library without that has one."""
     with contextlib.suppress(AttributeError):
         _libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def fill_heap() -> None:
+    """Take what is free in between of the C library's heap, so that what is allocated from now on lies together.
+
+    For a process whose forks each have a copy of every page that they write to. Only where the heap grows upwards.
+    """
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(ctypes.c_size_t(0))
+        malloc, free = _libc["malloc"], _libc["free"]
+        malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
+        end = malloc(_LARGE_CHUNK) or 0
+        for size in (*(_LARGE_CHUNK >> shift for shift in range(5)), *range(_SMALL_CHUNK, 0, -_CHUNK_STEP)):
+            while 0 < (taken := malloc(size) or 0) < end:
+                pass
+            free(taken)
 
 
 def prctl(option: int, argument: int) -> None:

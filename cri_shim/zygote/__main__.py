@@ -5,8 +5,8 @@ not outlive the daemon (it ends at end-of-file), its children may. Invariant: no
 library that a fork would break.
 
 Started by path, with `-I -S`, so that a child imports only from where its request says. Further arguments, a search
-path and names of modules, are for a zygote whose children all need the same: it imports those before it serves; they
-must keep to the invariant. Over a SOCK_SEQPACKET socket:
+path and names of modules, or `module:function`, are for a zygote whose children all need the same: it imports those,
+and calls the functions, before it serves; they must keep to the invariant. Over a SOCK_SEQPACKET socket:
 
     daemon → zygote   `fork` + descriptors: request (a memfd with JSON), result (a pipe), whatever the task takes
     zygote → daemon   `{"pid": 7}` + a pidfd, or `{"refused": "…"}`, in the order of the requests
@@ -70,8 +70,11 @@ def _preload(path: list[str], modules: list[str]) -> None:
     import threading  # noqa: F401, PLC0415
 
     os.register_at_fork = register
-    for module in modules:
-        importlib.import_module(module)
+    for name in modules:
+        module, _, function = name.partition(":")
+        found = importlib.import_module(module)
+        if function:
+            getattr(found, function)()
     gc.freeze()  # no collection in a child copies the pages of what is shared
 
 

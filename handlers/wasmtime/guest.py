@@ -131,6 +131,8 @@ class Services:
     """None = the guest has its process for itself."""
     streams: Callable[[GuestSpec], Streams] = streams_of
     """Opens the output."""
+    thread: Callable[[Callable[[], None]], None] = start_thread
+    """Runs the guest, in a thread that may run Wasm."""
     made: Callable[[], Made] = make
 
 
@@ -158,6 +160,7 @@ class Guest:
         self._told = services.told
         self._ready = services.ready
         self._streams = services.streams
+        self._start_thread = services.thread
         self._weight = services.weight or _OWN_PROCESS
         self._allowance: Allowance | None = None
         self._pause_until = 0
@@ -191,7 +194,7 @@ class Guest:
 
     def start(self) -> None:
         """Start the thread. ResourceExhausted when there can be no more threads."""
-        start_thread(self._run)
+        self._start_thread(self._run)
 
     def stop(self, signal: int) -> bool:
         """End the guest, whatever it does; whether that is at once. The first signal counts. Ended already is success.

@@ -20,7 +20,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,13 @@ from cri_shim.model.ids import ContainerId, Digest
 from handlers.wasmtime.core_module import link_module, link_prepared, prepare
 from handlers.wasmtime.engine import Made, new_engine, new_linker
 from handlers.wasmtime.guest import Guest, Program, Services
-from handlers.wasmtime.guest_spec import Entry, GuestSpec, WorkerSpec
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec, WorkerSpec
 from handlers.wasmtime.lookup_files import furnish
 from handlers.wasmtime.output import Plain, Terminal
 from handlers.wasmtime.quota import Throttle
 
 MESSAGE: Final = 1 << 16
-_SPECS: Final = msgspec.json.Decoder(GuestSpec)
+SPECS: Final = msgspec.json.Decoder(GuestSpec)
 _EXITS: Final = msgspec.json.Encoder()
 _STOP_SECONDS: Final = 0.002
 """How long a stopped guest has to end by itself. A component in a call of the engine's host does not."""
@@ -61,7 +61,7 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     Descriptors: the daemon's connection, the listening socket, the exit file, and the network namespace if it is not
     the host's.
     """
-    spec = _SPECS.decode(arguments["spec"])
+    spec = SPECS.decode(arguments["spec"])
     if spec.worker is None:
         msg = "no worker was asked for"
         raise ValueError(msg)
@@ -87,7 +87,7 @@ def run_exec(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
 
     Descriptors: a pipe that says go, the three standard streams, and the network namespace if it is not the host's.
     """
-    spec = _SPECS.decode(arguments["spec"])
+    spec = SPECS.decode(arguments["spec"])
     go, stdin, stdout, stderr, *namespaces = fds
     os.setsid()
     for number, fd in enumerate((stdin, stdout, stderr)):
@@ -183,7 +183,7 @@ def _enter(spec: GuestSpec, worker: WorkerSpec, namespaces: Sequence[int], empty
 
 
 @dataclass(slots=True)
-class _Worker:
+class Worker:
     """`handlers.wasmtime.guest.Told`, and the main thread's loop. Made before the fork, and `begin` comes after it.
 
     Sockets are plain descriptors: Python's objects of them are for those whom a daemon has something to say to.
@@ -206,6 +206,10 @@ class _Worker:
         self._clients.add(daemon)
         if not os.read(daemon, MESSAGE):
             os._exit(1)
+
+    def end(self) -> None:
+        """Give back what `begin` has made."""
+        os.close(self._nudge)
 
     def shut_up(self) -> None:
         """In the guest's thread."""
@@ -320,34 +324,34 @@ def _borrowed(fd: int) -> Iterator[socket.socket]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """For the one guest of a worker, whatever it will run. `program` is for a core module."""
 
-    worker: _Worker
+    worker: Worker
     guest: Guest
     pump: LogPump
     program: Program
     made: Made
     held: contextlib.ExitStack
-    """Nobody leaves it."""
 
 
-def _prepare() -> _Prepared:
-    """In the zygote. A fork takes the engine along as long as no guest has run and nothing was compiled."""
-    libc.share_heap()  # of its own each thread would touch 80 KiB
+def _services(worker: Worker, pump: LogPump, made: Made) -> Services:
+    return Services(pump, Throttle(), worker, worker.shut_up, made=lambda: made)
+
+
+def prepare_worker(services: Callable[[Worker, LogPump, Made], Services] = _services) -> Prepared:
+    """In the zygote. A fork takes it all along as long as no thread of the engine's runs."""
     engine = new_engine()
     linker = new_linker(engine)
     made = Made(engine, lambda _: linker)
-    worker, pump = _Worker(_NOBODY), LogPump(threaded=False)
-    services = Services(pump, Throttle(), worker, worker.shut_up, made=lambda: made)
-    guest = Guest(ContainerId(""), _NOTHING, "", services, link_module)
-    held = contextlib.ExitStack()
+    worker, pump, held = Worker(NOBODY), LogPump(threaded=False), contextlib.ExitStack()
+    guest = Guest(ContainerId(""), NOTHING, "", services(worker, pump, made), link_module)
     program = partial(link_prepared, prepare(guest, held))
     _EXITS.encode(Exit(code=0, at=0, reason=Reason.COMPLETED))
-    return _Prepared(worker, guest, pump, program, made, held)
+    return Prepared(worker, guest, pump, program, made, held)
 
 
-_NOBODY: Final = WorkerSpec(
+NOBODY: Final = WorkerSpec(
     why="",
     uid=0,
     gid=0,
@@ -358,8 +362,8 @@ _NOBODY: Final = WorkerSpec(
     cgroup_parent="",
     limits={},
 )
-_NOTHING: Final = GuestSpec(
-    entry=Entry("", Digest(""), ""),
+NOTHING: Final = GuestSpec(
+    entry=Entry("", Digest(""), DEFAULT_FUNCTION),
     argv=(),
     env=(),
     preopens=(),
@@ -370,4 +374,5 @@ _NOTHING: Final = GuestSpec(
     log_path="",
 )
 """Until it is known what runs."""
-_PREPARED: Final = _prepare()
+libc.share_heap()  # of its own each thread would touch 80 KiB
+_PREPARED: Final = prepare_worker()

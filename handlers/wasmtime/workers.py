@@ -46,6 +46,7 @@ TASK: Final = "handlers.wasmtime.worker:run"
 EXEC_TASK: Final = "handlers.wasmtime.worker:run_exec"
 _MODULE: Final = TASK.partition(":")[0]
 _COMPONENTS: Final = "handlers.wasmtime.component"
+_REHEARSAL: Final = "handlers.wasmtime.rehearsal:rehearse"
 _MESSAGE: Final = 1 << 16
 _ANSWER_SECONDS: Final = 10.0
 _STATUS_SECONDS: Final = 0.5
@@ -198,7 +199,7 @@ class Workers:
     def __init__(self, context: HandlerContext) -> None:
         self._context = context
         # Two, since most nodes have no components: what they need is a fifth of what is loaded with it.
-        self._zygotes = {False: Zygote(preload=(_MODULE,)), True: Zygote(preload=(_MODULE, _COMPONENTS))}
+        self._zygotes = {False: Zygote(preload=(_MODULE, _REHEARSAL)), True: Zygote(preload=(_MODULE, _COMPONENTS))}
         self._placing = threading.Lock()
 
     @cached_property

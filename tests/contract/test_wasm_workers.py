@@ -74,6 +74,16 @@ async def test_the_worker_is_the_containers_user_in_every_thread_that_works_for_
     assert list(Path(f"/proc/{pid}/root").iterdir()) == []
 
 
+async def test_a_worker_has_little_memory_of_its_own(bench: WasmBench) -> None:
+    plans = [await bench.begin(bench.artifact(wasm.SLEEP)) for _ in range(3)]
+    for plan in plans:
+        await bench.said(plan, "going to sleep")
+    for plan in plans[1:]:  # after the first fork a zygote writes to some pages itself
+        rollup = Path(f"/proc/{pid_of(bench, plan)}/smaps_rollup").read_text()
+        own = sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+        assert 0 < own < 3 * 1024, rollup
+
+
 async def test_files_of_others_are_out_of_reach(bench: WasmBench, tmp_path: Path) -> None:
     """The file calls of a module in the daemon would have passed over the modes."""
     data = tmp_path / "data"

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wasmtime
@@ -23,11 +24,24 @@ TOO_MUCH = {"asyncio", "google.protobuf", "random", "wasmtime.component", "struc
 
 def test_the_zygote_of_modules_loads_nothing_that_no_module_needs() -> None:
     """Each worker has in memory of its own what it touches of it, and more lies in between."""
-    script = "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); import handlers.wasmtime.worker; "
-    script += "print(json.dumps(list(sys.modules)))"
-    command = [sys.executable, "-I", "-S", "-c", script, json.dumps(sys.path)]
+    assert TOO_MUCH & set(in_a_zygote("import handlers.wasmtime.worker; found = list(sys.modules)")) == set()
+
+
+def test_a_rehearsal_leaves_nothing_behind() -> None:
+    facts = "[*(sorted(os.listdir(f'/proc/self/{what}')) for what in ('task', 'fd')), open('/proc/self/comm').read()]"
+    script = f"import os, handlers.wasmtime.rehearsal as r; found = [{facts}]; r.rehearse(); found.append({facts})"
+    before, after = in_a_zygote(script)
+    assert before == after
+    assert len(before[0]) == 1
+
+
+def in_a_zygote(script: str) -> Any:
+    """What it has `found`, said on nothing but standard output."""
+    around = f"import json, sys; sys.path[:0] = json.loads(sys.argv[1]); {script}; print(json.dumps(found))"
+    command = [sys.executable, "-I", "-S", "-c", around, json.dumps(sys.path)]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60)
-    assert TOO_MUCH & set(json.loads(done.stdout)) == set()
+    assert done.stderr == b""
+    return json.loads(done.stdout)
 
 
 def test_stopping_ends_a_wait_and_every_later_one() -> None:
