@@ -213,6 +213,23 @@ def test_a_response_without_a_body_is_complete(waiter: Waiter) -> None:
         assert exchange.complaint == ""
 
 
+def test_a_head_goes_out_with_the_first_bytes_or_when_the_component_waits(waiter: Waiter) -> None:
+    for waits in (False, True):
+        with exchanges() as (exchange, client):
+            client.setblocking(False)
+            response = OutgoingResponse(waiter, Fields())
+            stream = response.body().write()
+            exchange.respond(response)
+            stream.check_write()
+            with pytest.raises(BlockingIOError):
+                received(client)
+            if waits:
+                exchange.await_guest()
+                assert received(client).endswith(b"chunked\r\n\r\n")
+            stream.blocking_write_and_flush(b"first")
+            assert received(client).endswith(b"5\r\nfirst\r\n" if waits else b"chunked\r\n\r\n5\r\nfirst\r\n")
+
+
 @pytest.mark.parametrize("written", [b"1234", b"123456"])
 def test_a_body_must_be_as_long_as_it_says(waiter: Waiter, written: bytes) -> None:
     with exchanges() as (exchange, _):

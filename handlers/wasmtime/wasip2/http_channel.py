@@ -187,7 +187,8 @@ class Outgoing(Source):
 
     def capacity(self) -> int:
         """Bytes that `send` takes now. HttpError, from then on."""
-        self._move()
+        if self._sent or self._error is not None:  # else only the head waits, which goes out with what follows it
+            self._move()
         return max(0, BUFFER - self._channel.pending)
 
     def send(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from cri_shim.wire.http1 import Headers, Request, Response, Server, UnsendableMessage, has_no_body
@@ -71,7 +72,7 @@ class Exchange:
         if size is not None and not bodiless and "content-length" not in names:
             headers += (("content-length", str(size).encode()),)
         if "date" not in names:
-            headers += (("date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()),)
+            headers += (("date", _date(int(time.time()))),)
         if self._last():
             headers += (("connection", b"close"),)
         return headers
@@ -124,3 +125,8 @@ class Exchange:
 def _declared(headers: Headers) -> int | None:
     """What a Content-Length says; the wire has refused one that is no number."""
     return next((int(value) for name, value in headers if name == "content-length"), None)
+
+
+@lru_cache(maxsize=1)
+def _date(seconds: int) -> bytes:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds)).encode()
