@@ -324,7 +324,7 @@ async def test_what_follows_on_a_connection_is_looked_at_like_the_first(bench: W
 
 
 async def test_more_requests_than_places_are_all_answered(bench: WasmBench, port: int) -> None:
-    await bench.begin(proxy(bench, port))
+    plan = await bench.begin(proxy(bench, port))
 
     def several() -> list[bytes]:
         with closing(HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
@@ -334,6 +334,12 @@ async def test_more_requests_than_places_are_all_answered(bench: WasmBench, port
         loop = asyncio.get_running_loop()
         answers = await asyncio.gather(*(loop.run_in_executor(clients, several) for _ in range(2 * PLACES)))
     assert answers == [[HELLO] * 3] * (2 * PLACES)
+    # And when there is less to do, what was made for them goes.
+    tasks = Path(f"/proc/{bench.handler.info(plan.id)['pid']}/task")
+    async with asyncio.timeout(SECONDS):
+        while len(list(tasks.iterdir())) > PLACES // 4:
+            await asyncio.sleep(0.05)
+    assert (await asyncio.to_thread(ask, port, "/hello")).body == HELLO
 
 
 async def test_what_is_no_request_is_refused(bench: WasmBench, port: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -380,20 +382,20 @@ def test_silence_ends_a_body() -> None:
 
 def test_a_wait_ends_when_the_client_has_gone(waiter: Waiter) -> None:
     with exchanges() as (exchange, client):
-        of_place = waiter.another()
-        of_place.client = exchange
-        assert of_place.look((Timer(0), Timer(1 << 62))) == [0]
+        waiter.serve(exchange)
+        assert waiter.look((Timer(0), Timer(1 << 62))) == [0]
         client.close()
         with pytest.raises(Left):
-            of_place.wait((Timer(1 << 62),))
+            waiter.wait((Timer(1 << 62),))
         assert not exchange.is_wanted
-        assert not exchange.conclude(of_place)
+        assert not exchange.conclude(waiter)
         assert exchange.complaint == ""
-        waiter.look(())
+        others = ThreadPoolExecutor(1)  # who works for others goes on
+        assert others.submit(waiter.wait, (Timer(time.monotonic_ns() + 1000),)).result() == [0]
+        waiter.serve(None)
         waiter.stop()
-        of_place.client = None
         with pytest.raises(Stopped):
-            of_place.wait((Timer(1 << 62),))
+            waiter.wait((Timer(1 << 62),))
 
 
 def test_client_end_reads_responses() -> None:

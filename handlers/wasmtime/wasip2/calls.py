@@ -39,10 +39,6 @@ class Signature:
     """Its result is a `result`."""
 
 
-Signatures = dict[str, Signature]
-"""Those of a component's imports, by their names; each is made when it is called for the first time."""
-
-
 def signature_of(kind: component.FuncType) -> Signature:
     """From the type as the component has it."""
     result = kind.result
@@ -59,18 +55,13 @@ class _Bound:
 
     world: World
     function: Function
-    name: str
-    signatures: Signatures
     signature: Signature | None = None
 
     def learn(self, pointer: Any) -> Signature:
         """At the first call."""
-        found = self.signatures.get(self.name)
-        if found is None:
-            with component.FuncType._from_ptr(pointer, owner=self) as kind:  # noqa: SLF001  it is the callback's
-                found = self.signatures[self.name] = signature_of(kind)
-        self.signature = found
-        return found
+        with component.FuncType._from_ptr(pointer, owner=self) as kind:  # noqa: SLF001  it is the callback's
+            self.signature = signature_of(kind)
+        return self.signature
 
     def run(self, signature: Signature, context: Context, arguments: Any, results: Any) -> None:
         """Call it. `Failure` is the err of its result."""
@@ -89,18 +80,19 @@ class _Bound:
 def _call(number: int, pointer: Any, kind: Any, arguments: Any, _count: int, results: Any, _results: int) -> int:
     """`wasmtime_component_func_callback_t`."""
     bound = _bound[number]
+    running = bound.world.running
     try:
         signature = bound.signature or bound.learn(kind)
-        bound.run(signature, Context(pointer, bound.world.table), arguments, results)
+        bound.run(signature, Context(pointer, running.table), arguments, results)
     except Exited as exited:
-        bound.world.guest.leave(exited.code)
+        running.instance.leave(exited.code)
         return _error(_ENDED)
     except Stopped:
         return _error(_ENDED)
     except Trap as trap:
         return _error(str(trap).encode())
     except Exception as error:  # noqa: BLE001  C cannot take it; the guest ends and says so
-        bound.world.guest.fail(error)
+        running.instance.fail(error)
         return _error(_ENDED)
     return 0
 
@@ -115,7 +107,7 @@ def _drop(number: int, _context: Any, resource: int) -> int:
     except Trap as trap:
         return _error(str(trap).encode())
     except Exception as error:  # noqa: BLE001  as above
-        world.guest.fail(error)
+        world.running.instance.fail(error)
         return _error(_ENDED)
     return 0
 
@@ -132,18 +124,17 @@ _NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 class Definer:
     """Puts functions and resources of one world on a linker; they work until `resources` are closed."""
 
-    def __init__(self, world: World, resources: ExitStack, signatures: Signatures) -> None:
+    def __init__(self, world: World, resources: ExitStack) -> None:
         self._world = world
-        self._signatures = signatures
         self._resources = resources
         self._number = next(_numbers)
         _worlds[self._number] = world
         resources.callback(_worlds.pop, self._number)
 
-    def function(self, instance: component.LinkerInstance, interface: str, name: str, function: Function) -> None:
-        """Define a function in the instance of that interface, which the component imports."""
+    def function(self, instance: component.LinkerInstance, name: str, function: Function) -> None:
+        """Define a function in an instance that the component imports."""
         number = next(_numbers)
-        _bound[number] = _Bound(self._world, function, f"{interface} {name}", self._signatures)
+        _bound[number] = _Bound(self._world, function)
         self._resources.callback(_bound.pop, number)
         text = name.encode()
         _check(

@@ -10,17 +10,17 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
 from typing import Final
 
 import wasmtime
 from wasmtime import component
 
+from cri_shim.model.errors import ResourceExhausted
 from handlers.wasmtime import epoch
-from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.guest import Guest
 from handlers.wasmtime.sockets import Stopped
-from handlers.wasmtime.wasip2.calls import Signature, Signatures, call, signature_of
+from handlers.wasmtime.wasip2.calls import Signature, call, signature_of
 from handlers.wasmtime.wasip2.http_bodies import IncomingBody
 from handlers.wasmtime.wasip2.http_connection import Visit
 from handlers.wasmtime.wasip2.http_exchange import Exchange
@@ -31,71 +31,70 @@ from handlers.wasmtime.wasip2.world import World
 
 PLACES: Final = 64
 """Requests that are being answered at once; further ones wait."""
+_SPARE: Final = 2.0
+"""Seconds after which a place that nobody needs is given up: it has 70 KiB, most of them stack."""
 _HANDLE: Final = "handle"
 
 
-@dataclass(slots=True)
 class Service:
     """What is served. `say` puts a line into the container's log."""
 
-    world: World
-    engine: wasmtime.Engine
-    program: component.Component
-    export: str
-    is_stopping: Callable[[], bool]
-    say: Callable[[str], None] = print
-    signatures: Signatures = field(default_factory=dict)
-    handle: Signature | None = None
-    _index: component.ExportIndex | None = None
+    def __init__(
+        self, guest: Guest, world: World, program: component.Component, export: str, resources: ExitStack
+    ) -> None:
+        """FailedPrecondition when it cannot be linked."""
+        self.guest = guest
+        self.world = world
+        self.say: Callable[[str], None] = print
+        self._program = program
+        self._linker = link(world, program, guest.engine, resources)
+        self._where = program.get_export_index(_HANDLE, program.get_export_index(export))
+        self._signature: Signature | None = None
 
-    def index(self) -> component.ExportIndex:
-        """Where an instance has its function `handle`."""
-        if self._index is None:
-            interface = self.program.get_export_index(self.export)
-            self._index = self.program.get_export_index(_HANDLE, interface)
-        if self._index is None:
-            msg = f"{self.export} has no function {_HANDLE}"
+    def answer(self, store: wasmtime.Store, *arguments: object) -> None:
+        """Have a new instance of the component handle a request. WasmtimeError when it traps."""
+        handle = None
+        if self._where is not None:
+            handle = self._linker.instantiate(store, self._program).get_func(store, self._where)
+        if handle is None:
+            msg = f"the component exports no function {_HANDLE}"
             raise TypeError(msg)
-        return self._index
+        self._signature = self._signature or signature_of(handle.type(store))
+        call(self.world.table, store, handle, *arguments, signature=self._signature)
 
 
 class _Place:
-    """`HostedGuest` of whatever instance is in it."""
+    """An `Instance` of a world."""
 
-    def __init__(self, service: Service, resources: ExitStack) -> None:
-        self.spec: GuestSpec = service.world.guest.spec
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self.waiter = service.world.waiter.another()
-        self._world = replace(service.world, guest=self, waiter=self.waiter, table=Table())
-        self._linker = link(self._world, service.program, service.engine, resources, signatures=service.signatures)
         self._defect = ""
         self._left: int | None = None
         self._exchange: Exchange | None = None
         self._number = next(_numbers)
         _places[self._number] = self
-        resources.callback(_places.pop, self._number)
+
+    def close(self) -> None:
+        """There are no more requests in it."""
+        del _places[self._number]
 
     def goes_on(self) -> bool:
         """Whether its instance is to, which computes."""
-        return not self._service.is_stopping() and self._exchange is not None and self._exchange.is_wanted
-
-    def resting(self) -> AbstractContextManager[None]:
-        """`HostedGuest`."""
-        return self._service.world.guest.resting()
+        return not self._service.guest.is_stopping and self._exchange is not None and self._exchange.is_wanted
 
     def leave(self, code: int) -> None:
-        """`HostedGuest`: the end of this instance, not of the container."""
+        """`Instance`: the end of this one, not of the container."""
         self._left = code
 
     def fail(self, error: Exception) -> None:
-        """`HostedGuest`."""
+        """`Instance`."""
         self._defect = f"internal error in a host function: {type(error).__name__}: {error}"
 
     def answer(self, exchange: Exchange) -> bool:
         """Have it answered: whether the connection is good for another request. Stopped when the guest is to stop."""
         self._defect, self._left, self._exchange = "", None, exchange
         text = self._run(exchange)
-        usable = exchange.conclude(self.waiter)
+        usable = exchange.conclude(self._service.world.waiter)
         for complaint in (exchange.complaint, text):
             if complaint:
                 self._service.say(f"wasi:http: {exchange.head.method} {exchange.head.target}: {complaint}")
@@ -103,45 +102,32 @@ class _Place:
 
     def _run(self, exchange: Exchange) -> str:
         """What ended the instance, if it did not end by itself."""
-        world, common = self._world, self._service.world
-        world.stdin, world.stdout, world.stderr = common.stdin, common.stdout, common.stderr
-        world.directories, world.table = common.directories, Table()
-        store = wasmtime.Store(self._service.engine)
+        service, world, table = self._service, self._service.world, Table()
+        world.running.instance, world.running.table = self, table
+        store = wasmtime.Store(service.guest.engine)
         epoch.watch(store, _AT_EPOCH, self._number)
-        self.waiter.client = exchange
+        world.waiter.serve(exchange)
         try:
             self._look()  # after the deadline has been set: one of the two sees that it is to end
-            if not exchange.is_wanted:
-                return ""
-            handle = self._instance(store)
-            request = IncomingRequest(self.waiter, exchange.head, IncomingBody(self.waiter, exchange.body))
-            call(world.table, store, handle, request, ResponseOutparam(exchange), signature=self._service.handle)
-            exchange.returned()
+            if exchange.is_wanted:
+                body = IncomingBody(world.waiter, exchange.body)
+                service.answer(store, IncomingRequest(world.waiter, exchange.head, body), ResponseOutparam(exchange))
+                exchange.returned()
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  the server goes on, whatever ended the instance
             self._look()
             return self._end(error) if exchange.is_wanted else ""
         finally:
-            self.waiter.client = None
+            world.waiter.serve(None)
             store.close()
-            world.table.close()
+            table.close()
         return ""
 
     def _look(self) -> None:
         """Stopped when the guest is to stop."""
-        if self._service.is_stopping():
+        if self._service.guest.is_stopping:
             raise Stopped
-
-    def _instance(self, store: wasmtime.Store) -> component.Func:
-        service = self._service
-        handle = self._linker.instantiate(store, service.program).get_func(store, service.index())
-        if handle is None:
-            msg = f"{service.export} has no function {_HANDLE}"
-            raise TypeError(msg)
-        if service.handle is None:
-            service.handle = signature_of(handle.type(store))
-        return handle
 
     def _end(self, error: Exception) -> str:
         if self._left is not None:
@@ -152,28 +138,35 @@ class _Place:
 class Places:
     """Made as they are needed. `hand_over` is called in one thread: that which starts theirs."""
 
-    def __init__(self, service: Service, resources: ExitStack, start: Callable[[Callable[[], None]], None]) -> None:
-        """The first one is made here, to see whether the component can be linked at all: FailedPrecondition."""
+    def __init__(self, service: Service, start: Callable[[Callable[[], None]], None]) -> None:
+        """`start` starts a thread: ResourceExhausted."""
         self._service = service
-        self._resources = resources
         self._start = start
         self._queue: queue.SimpleQueue[Visit | None] = queue.SimpleQueue()
-        self._free = [_Place(service, resources)]
         self._threads = 0
         self._idle = 0
         self._changed = threading.Condition()
 
     def hand_over(self, visit: Visit) -> None:
-        """Have it answered, now or when there is a place."""
+        """Have it answered, now or when there is a place. ResourceExhausted when there is not one."""
         with self._changed:
             self._idle -= 1  # below 0: requests that wait
             more = self._idle < 0 and self._threads < PLACES
-            if more:
-                self._threads += 1
-                self._idle += 1
+            self._threads += more
+            self._idle += more
         self._queue.put(visit)
         if more:
+            self._begin()
+
+    def _begin(self) -> None:
+        try:
             self._start(self._serve)
+        except ResourceExhausted:
+            with self._changed:
+                self._threads -= 1
+                self._idle -= 1
+                if not self._threads:
+                    raise
 
     def close(self) -> None:
         """There are no more requests: returns when all places are empty, which those of a stopped guest soon are."""
@@ -184,9 +177,9 @@ class Places:
                 self._changed.wait()
 
     def _serve(self) -> None:
+        place = _Place(self._service)
         try:
-            place = self._free.pop() if self._free else _Place(self._service, self._resources)
-            while (visit := self._queue.get()) is not None:
+            while (visit := self._next()) is not None:
                 usable = self._answer(place, visit)
                 with self._changed:
                     self._idle += 1
@@ -194,15 +187,27 @@ class Places:
         except Stopped:
             pass
         finally:
+            place.close()
             with self._changed:
                 self._threads -= 1
                 self._changed.notify_all()
+
+    def _next(self) -> Visit | None:
+        """What comes next; None = the place is not needed any more. One stays, and waits for as long as it takes."""
+        while True:
+            try:
+                return self._queue.get(timeout=_SPARE if self._threads > 1 else None)
+            except queue.Empty:
+                with self._changed:
+                    if self._idle > 0 and self._threads > 1:
+                        self._idle -= 1
+                        return None
 
     def _answer(self, place: _Place, visit: Visit) -> bool:
         """All that the client asks for soon, unless others wait: whether the connection is good for more."""
         try:
             while place.answer(visit.exchange):
-                if self._idle < 0 or not visit.goes_on(place.waiter):
+                if self._idle < 0 or not visit.goes_on(self._service.world.waiter):
                     return True
         except Stopped:
             raise

@@ -30,8 +30,8 @@ def link_proxy(guest: Guest, program: component.Component, export: str, resource
         msg = "the component serves wasi:http and has nothing that could be run beside the server"
         raise FailedPrecondition(msg, hint="exec another module of the image")
     world = new_world(guest, resources)
-    service = Service(world, guest.engine, program, export, lambda: guest.is_stopping)
-    places = Places(service, resources, start_thread)
+    service = Service(guest, world, program, export, resources)
+    places = Places(service, start_thread)
     server = Listening(_listeners(http, resources), world.waiter, places.hand_over, guest.engine.increment_epoch)
     resources.callback(server.close)
     guest.wait_in(server)

@@ -26,7 +26,7 @@ from handlers.wasmtime.wasip2 import (
     sockets_udp,
     streams,
 )
-from handlers.wasmtime.wasip2.calls import Definer, Signatures
+from handlers.wasmtime.wasip2.calls import Definer
 from handlers.wasmtime.wasip2.interface import Interface
 from handlers.wasmtime.wasip2.world import World
 
@@ -84,14 +84,13 @@ def link(
     engine: wasmtime.Engine,
     resources: ExitStack,
     find: Callable[[str], Interface | None] | None = None,
-    signatures: Signatures | None = None,
 ) -> component.Linker:
     """A linker with all that the component imports. FailedPrecondition names what we have not.
 
-    `find` gives the interface of a name; by default ours. `signatures` is for further linkers of the same component.
+    `find` gives the interface of a name; by default ours.
     """
     linker = component.Linker(engine)
-    definer = Definer(world, resources, {} if signatures is None else signatures)
+    definer = Definer(world, resources)
     with linker.root() as root:
         for name, extern in program.type.imports(engine).items():
             wanted = extern.ty
@@ -133,7 +132,7 @@ def _define(
             function = interface.functions.get(item)
             if function is None:
                 raise not_provided(f"{name} {item}")
-            definer.function(instance, name, item, function)
+            definer.function(instance, item, function)
         elif isinstance(wit, component.ResourceType):
             resource = interface.resources.get(item)
             if resource is None:

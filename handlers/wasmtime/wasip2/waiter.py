@@ -94,47 +94,39 @@ class Client(Protocol):
         ...
 
 
-class _Stop:
-    """What ends every wait. Any thread."""
+class _Served(threading.local):
+    """Each thread's own."""
 
-    def __init__(self) -> None:
-        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.is_set = False
-        self._lock = threading.Lock()
-
-    def set(self) -> None:
-        with self._lock:
-            self.is_set = True
-            if self.wake >= 0:
-                os.eventfd_write(self.wake, 1)
-
-    def close(self) -> None:
-        with self._lock:
-            wake, self.wake = self.wake, -1
-        if wake >= 0:
-            os.close(wake)
+    client: Client | None = None
 
 
 class Waiter:
-    """Belongs to the guest's thread, but for `stop`. `resting` is entered while it waits: it uses no CPU then."""
+    """For the guest's threads; `stop` is for any. `resting` is entered by one that waits: it uses no CPU then."""
 
-    def __init__(self, resting: Callable[[], AbstractContextManager[None]], stop: _Stop | None = None) -> None:
+    def __init__(self, resting: Callable[[], AbstractContextManager[None]]) -> None:
         self._resting = resting
-        self._stop = stop or _Stop()
-        self.client: Client | None = None
-        """With one, waits end by `Left` when it has gone."""
-
-    def another(self) -> Waiter:
-        """One for another thread, which ends with this one."""
-        return Waiter(self._resting, self._stop)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._lock = threading.Lock()
+        self._served = _Served()
 
     def stop(self) -> None:
         """End every wait, now and from now on. Any thread; closed already is success."""
-        self._stop.set()
+        with self._lock:
+            self._stopping = True
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """There will be no more waits."""
-        self._stop.close()
+        with self._lock:
+            wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
+
+    def serve(self, client: Client | None) -> None:
+        """From now on the calling thread works for this client: its waits end by `Left` when that has gone."""
+        self._served.client = client
 
     def wait(self, sources: Sequence[Source]) -> list[int]:
         """Wait until one of them is ready: the indices of all that are. Stopped when the guest is to stop."""
@@ -148,7 +140,7 @@ class Waiter:
         return self._once(sources, blocking=False)
 
     def _once(self, sources: Sequence[Source], *, blocking: bool) -> list[int]:
-        if self._stop.is_set:
+        if self._stopping:
             raise Stopped
         interests = [source.interest() for source in sources]
         ready = [index for index, interest in enumerate(interests) if interest.ready]
@@ -170,22 +162,23 @@ class Waiter:
                 watched[fd] = watched.get(fd, 0) | events
         if not watched and milliseconds == 0:
             return {}
-        client = self.client.await_guest() if self.client is not None else -1
-        if client >= 0:
-            watched.setdefault(client, 0)
+        client = self._served.client
+        line = client.await_guest() if client is not None else -1
+        if client is not None:
+            watched.setdefault(line, 0)
         poller = select.poll()
-        poller.register(self._stop.wake, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
         for fd, events in watched.items():
             poller.register(fd, events)
         happened = poller.poll(0)
         if not happened and milliseconds != 0:
             with self._resting():
                 happened = poller.poll(milliseconds)
-        if self._stop.is_set:
+        if self._stopping:
             raise Stopped
         found = dict(happened)
-        if self.client is not None and found.get(client, 0) & _GONE:
-            self.client.is_wanted = False
+        if client is not None and found.get(line, 0) & _GONE:
+            client.is_wanted = False
             raise Left
         return found
 

@@ -23,14 +23,8 @@ from handlers.wasmtime.wasip2.waiter import Waiter
 _TERMINAL: Final = "/proc/self/fd/0"
 
 
-class HostedGuest(Protocol):
-    """What host functions ask of a guest."""
-
-    spec: GuestSpec
-
-    def resting(self) -> AbstractContextManager[None]:
-        """It waits in the block."""
-        ...
+class Instance(Protocol):
+    """What a host function may do to who has called it."""
 
     def leave(self, code: int) -> None:
         """It ends by itself, with this code."""
@@ -39,6 +33,24 @@ class HostedGuest(Protocol):
     def fail(self, error: Exception) -> None:
         """A host function has a defect."""
         ...
+
+
+class HostedGuest(Instance, Protocol):
+    """What host functions ask of a guest."""
+
+    spec: GuestSpec
+
+    def resting(self) -> AbstractContextManager[None]:
+        """It waits in the block."""
+        ...
+
+
+class Running(threading.local):
+    """The instance that runs in the calling thread, and its objects; where nothing else is said, those of the guest."""
+
+    def __init__(self, instance: Instance, table: Table) -> None:
+        self.instance = instance
+        self.table = table
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +93,17 @@ class World:
 
     guest: HostedGuest
     waiter: Waiter
-    table: Table = field(default_factory=Table)
+    running: Running
     listeners: Listeners = field(default_factory=Listeners)
     stdin: int | None = None
     stdout: int = -1
     stderr: int = -1
     directories: tuple[Directory, ...] = ()
+
+    @property
+    def table(self) -> Table:
+        """The objects of the instance that runs in the calling thread."""
+        return self.running.table
 
     def stop(self) -> None:
         """End every wait, now and from now on. Any thread."""
@@ -119,7 +136,7 @@ def new_world(guest: HostedGuest, resources: ExitStack) -> World:
     """A world whose resources are closed when `resources` are."""
     waiter = Waiter(guest.resting)
     resources.callback(waiter.close)
-    world = World(guest, waiter)
+    world = World(guest, waiter, Running(guest, Table()))
     resources.callback(world.table.close)
     resources.callback(waiter.stop)  # what is closed at the end waits for nothing
     return world
