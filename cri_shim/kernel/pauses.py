@@ -30,7 +30,12 @@ async def late_import(name: str) -> ModuleType:
 
 
 def load(name: str) -> ModuleType:
-    """The same for a caller that is in a thread. What is imported stays for ever: no collection looks at it again."""
+    """The same for a caller that is in a thread. What is imported stays for ever: no collection looks at it again.
+
+    Only what is new: with it all rubbish that there is at that moment stays too.
+    """
+    if name in sys.modules:
+        return importlib.import_module(name)  # another thread may be about it
     gc.disable()
     try:
         module = importlib.import_module(name)

@@ -7,6 +7,7 @@ Not the daemon around them (`tests/e2e/test_wasm_hostile.py`). Small numbers by 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -130,6 +131,24 @@ async def test_a_module_that_its_limit_cannot_even_load_is_not_started(bench: Wa
     await bench.handler.create(plan)
     with pytest.raises(CriShimError, match=r"could not be started: the memory limit was reached; loading"):
         await bench.handler.start(plan.id)
+
+
+async def test_nothing_of_a_container_stays_that_a_collection_could_take(bench: WasmBench) -> None:
+    async def run_one() -> None:
+        plan = bench.artifact(wasm.HELLO)
+        await bench.finish(plan)
+        await bench.handler.delete(plan.id, bench.cgroup_parent)
+        bench.plans.remove(plan)
+
+    await run_one()
+    gc.collect()
+    before = gc.get_freeze_count(), len(gc.get_objects())
+    for _ in range(20):
+        await run_one()
+    gc.collect()
+    frozen, tracked = gc.get_freeze_count(), len(gc.get_objects())
+    assert frozen <= before[0]
+    assert tracked < before[1] + 500
 
 
 # Stopping.

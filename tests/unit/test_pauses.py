@@ -23,6 +23,9 @@ async def test_nothing_is_collected_while_a_module_is_imported(tmp_path: Path, m
         assert not enabled
         assert thread.name.startswith("asyncio")
         assert gc.get_freeze_count() > frozen
+        frozen = gc.get_freeze_count()
+        await pauses.late_import("heavy_module")
+        assert gc.get_freeze_count() <= frozen  # or rubbish stays for ever with each call
         with pytest.raises(ImportError, match="broken"):
             await pauses.late_import("broken_module")
         assert gc.isenabled()
