@@ -215,6 +215,8 @@ class Guest:
         with self._thread_lock:
             if self._thread:
                 self._weight.hurry(self._thread)
+        if self.output is not None:
+            self.output.let_go()  # or for somebody who takes its output
         self.end_input()  # it may be waiting for some
         if self.waits is not None:
             self.waits.stop()

@@ -19,6 +19,7 @@ from cri_shim.adapters.cgroups import CgroupHost
 from cri_shim.adapters.log_pump import LogPump
 from cri_shim.adapters.thread_group import ThreadGroup
 from cri_shim.kernel.byte_streams import WriteEnd
+from cri_shim.kernel.threads import await_in_new_thread
 from cri_shim.model.container import Exit
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.handler import HandlerStats, Started
@@ -26,6 +27,7 @@ from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.memory_budget import budget
+from handlers.wasmtime.output import Output
 from handlers.wasmtime.quota import Throttle
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class GuestRun:
 
     async def reopen_log(self) -> None:
         if self.guest.output is not None:
-            await asyncio.to_thread(self.guest.output.log.reopen)
+            # Not in the pool, which others need too: the file system may hang.
+            await await_in_new_thread(self.guest.output.log.reopen)
 
     async def tap(self, end: socket.socket) -> None:
         if self.guest.output is not None:
@@ -85,7 +88,9 @@ class GuestRun:
 
     def info(self) -> Mapping[str, object]:
         output = self.guest.output
-        return {"droppedLogBytes": output.log.dropped if output is not None else 0}
+        if not isinstance(output, Output):
+            return {"droppedLogBytes": 0}
+        return {"droppedLogBytes": output.log.dropped, "logHangs": output.hangs}
 
 
 class Guests:

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from cri_shim.adapters.log_pump import LogFile, LogPump
+from cri_shim.adapters.log_pump import LogPump
+from cri_shim.adapters.log_sink import LogFile
 from cri_shim.kernel import tty
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.crilog import Stream
@@ -47,6 +48,11 @@ class Output:
         return ends
 
     @property
+    def hangs(self) -> bool:
+        """Its log takes nothing: the file system does not answer. After `hand_over`."""
+        return self._pumped.hangs
+
+    @property
     def stdout_path(self) -> str:
         """A file name for the write end: the engine opens names only."""
         return f"/proc/self/fd/{self._stdout[1]}"
@@ -68,6 +74,10 @@ class Output:
     def tap(self, end: socket.socket) -> None:
         """Copy what is written from now on to `end`; see `LogPump.tap`. After `hand_over`."""
         self._pump.tap(self._pumped, end)
+
+    def let_go(self) -> None:
+        """The guest is to end: see `LogPump.let_go`. After `hand_over`."""
+        self._pump.let_go(self._pumped)
 
     def say(self, text: str) -> None:
         """A last word on standard error, from the engine."""
@@ -116,6 +126,10 @@ class Terminal:
     def tap(self, end: socket.socket) -> None:
         """As of `Output`."""
         self._pump.tap(self._pumped, end)
+
+    def let_go(self) -> None:
+        """As of `Output`."""
+        self._pump.let_go(self._pumped)
 
     def say(self, text: str) -> None:
         """As of `Output`."""

@@ -26,7 +26,7 @@ import msgspec
 
 from cri_shim.adapters.context import HandlerContext
 from cri_shim.adapters.limit_facts import limit_facts
-from cri_shim.adapters.log_pump import open_log
+from cri_shim.adapters.log_sink import open_log
 from cri_shim.adapters.process_cgroup import ProcessCgroups
 from cri_shim.adapters.zygote import LeftChild, Zygote, ZygoteLostError
 from cri_shim.kernel import fs, pidfd, process, tty

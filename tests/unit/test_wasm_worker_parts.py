@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import wasmtime
 
-from cri_shim.adapters.log_pump import LogFile, LogPump
+from cri_shim.adapters.log_pump import LogPump
+from cri_shim.adapters.log_sink import LogFile
 from cri_shim.wire.crilog import Stream
 from handlers.wasmtime.native import NativeModule
 from handlers.wasmtime.stopping import Stopping
