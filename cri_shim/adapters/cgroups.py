@@ -235,9 +235,10 @@ class Cgroups:
         return 0
 
     def oom_killed_since(self, parent: str, container_id: str, before: int) -> bool:
-        """Whether there are more unclaimed kills than `before`, and than an earlier call was told.
+        """Whether there are more unclaimed kills than `before`, and than an earlier call was told; or any in its own.
 
-        To be called once at every end of a container: so a kill counts for one of them at most.
+        To be called once at every end of a container: so a kill counts for one of them at most. On v1 its own counter
+        is all there is, and gone when systemd was quicker to remove the scope.
         """
         own = self._memory_dir(parent, container_id)
         with self._lock, contextlib.suppress(FileNotFoundError):
@@ -246,8 +247,9 @@ class Cgroups:
                 above = own.parent.stat().st_ino  # not by name: one that is made again counts from 0
                 told = self._told.get(above, 0)
                 self._told[above] = max(told, now)
-                return now > told
-        return False
+                if now > told:
+                    return True
+        return bool(self.oom_kills(parent, container_id))
 
     def _memory_dir(self, parent: str, container_id: str) -> Path | None:
         root = self.host.controllers.get("memory")

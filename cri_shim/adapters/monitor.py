@@ -294,9 +294,7 @@ class Monitors:
         killed = self._cgroups.oom_killed_since(parent, container_id, before)
         if code == 0:
             return Reason.COMPLETED
-        if code == _OOM_STATUS and (
-            killed or launch.files.oom.exists() or self._cgroups.oom_kills(parent, container_id)
-        ):
+        if code == _OOM_STATUS and (killed or launch.files.oom.exists()):
             return Reason.OOM_KILLED
         return Reason.ERROR
 

@@ -194,3 +194,6 @@ def test_a_kill_whose_cgroup_is_gone_counts_for_one_end(tmp_path: Path) -> None:
     assert not cgroups.oom_killed_since("/pod", "another", before)
     v1 = Cgroups(CgroupHost(Version.V1, {"memory": tmp_path}, (tmp_path,), None), Driver.CGROUPFS)
     assert v1.unclaimed_oom_kills("/pod", ID) == 0
+    assert not v1.oom_killed_since("/pod", ID, 0)
+    (tmp_path / "pod" / ID / "memory.oom_control").write_text("under_oom 0\noom_kill 1\n")
+    assert v1.oom_killed_since("/pod", ID, 0)
