@@ -34,6 +34,7 @@ PLACEMENTS = {"in process": "wasm", "isolated": "isolated"}
 HANDLERS = {"wasm": {"kind": "wasmtime"}, "isolated": {"kind": "wasmtime", "isolation": "process"}}
 WAITS = ("sh", "-c", "echo hello; exec sleep 3600")
 ENDS = ("echo", "hello")
+MODULE = "/main.wasm"
 UNIFIED = Path("/sys/fs/cgroup/unified")
 MODULE_BY_CRUN = (("module.wasm.image/variant", "compat"),)
 """The annotation that lets crun run an image's entrypoint in its engine."""
@@ -85,6 +86,14 @@ class Subjects:
 
 
 @dataclass(frozen=True, slots=True)
+class Guest:
+    """A module, and how it is called; no words = as it is."""
+
+    module: bytes
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """Both daemons on one registry."""
 
@@ -94,42 +103,48 @@ class Node:
     peer_handler: str
 
     def subjects(self) -> Subjects:
-        waits = {"small": wasm.assemble(wasm.SLEEP)}
+        waits, ends = {"small": Guest(wasm.assemble(wasm.SLEEP))}, {"small": Guest(wasm.assemble(wasm.HELLO))}
         module = go_guests.find("hello", self.ground.base)
         if module is None:
             print("wasm: without Go only the small module is measured", file=sys.stderr)
         else:
-            waits[f"Go ({len(module) / 1e6:.1f} MB)"] = module
-        return Subjects(self._kinds(waits, WAITS), self._kinds({"small": wasm.assemble(wasm.HELLO)}, ENDS))
+            name = f"Go ({len(module) / 1e6:.1f} MB)"
+            waits[name], ends[name] = Guest(module), Guest(module, (MODULE, "once"))
+        return Subjects(self._kinds(waits, WAITS), self._kinds(ends, ENDS))
 
-    def _kinds(self, modules: Mapping[str, bytes], command: tuple[str, ...]) -> list[Kind]:
+    def _kinds(self, guests: Mapping[str, Guest], command: tuple[str, ...]) -> list[Kind]:
         """`command` is what busybox runs beside them."""
         if self.peer_handler == "runc":
             busybox = self._peer("containerd, runc", self.ground.registry.push_busybox("bench/busybox:1"), command)
-            peers = dict.fromkeys(modules, busybox)
+            peers = dict.fromkeys(guests, busybox)
         else:
-            peers = {guest: self._engine_in_crun(guest, module) for guest, module in modules.items()}
-        ours = [self._ours(p, guest, modules[guest], peers[guest]) for p in PLACEMENTS for guest in modules]
+            # crun knows no artifacts.
+            peers = {
+                name: self._peer(f"containerd, crun, {name}", self._as_file(guest), guest.command, MODULE_BY_CRUN)
+                for name, guest in guests.items()
+            }
+        ours = [self._ours(p, name, guest, peers[name]) for p in PLACEMENTS for name, guest in guests.items()]
         return [*ours, *dict.fromkeys(peers.values())]
 
-    def _ours(self, placement: str, guest: str, module: bytes, peer: Kind) -> Kind:
-        daemon, image = self.ground.daemon, self._push("artifact", module, images.wasm_artifact(module))
-        title, handler = f"{placement}, {guest}", PLACEMENTS[placement]
-        return Kind(title, daemon.socket, daemon.pid, handler, image, (), daemon.pod_logs, peer=peer)
-
-    def _engine_in_crun(self, guest: str, module: bytes) -> Kind:
-        """crun knows no artifacts: the module is a file of an ordinary image, and an annotation says what it is."""
-        layer = images.layer([images.file("main.wasm", module, 0o755)])
-        image = self._push("image", module, images.image([layer], {"Entrypoint": ["/main.wasm"]}))
-        return self._peer(f"containerd, crun, {guest}", image, (), MODULE_BY_CRUN)
+    def _ours(self, placement: str, name: str, guest: Guest, peer: Kind) -> Kind:
+        daemon, handler, title = self.ground.daemon, PLACEMENTS[placement], f"{placement}, {name}"
+        image = self._as_file(guest) if guest.command else self._as_artifact(guest)
+        return Kind(title, daemon.socket, daemon.pid, handler, image, guest.command, daemon.pod_logs, peer=peer)
 
     def _peer(
         self, title: str, image: str, command: tuple[str, ...], annotations: tuple[tuple[str, str], ...] = ()
     ) -> Kind:
         return Kind(title, *self.peer, self.peer_handler, image, command, self.ground.daemon.pod_logs, annotations)
 
-    def _push(self, form: str, module: bytes, image: images.Image) -> str:
-        return self.ground.registry.push(f"bench/{form}:{images.digest(module)[-12:]}", image)
+    def _as_artifact(self, guest: Guest) -> str:
+        return self._push("artifact", guest, images.wasm_artifact(guest.module))
+
+    def _as_file(self, guest: Guest) -> str:
+        layer = images.layer([images.file(MODULE.lstrip("/"), guest.module, 0o755)])
+        return self._push("file", guest, images.image([layer], {"Entrypoint": [MODULE]}))
+
+    def _push(self, form: str, guest: Guest, image: images.Image) -> str:
+        return self.ground.registry.push(f"bench/{form}:{images.digest(guest.module)[-12:]}", image)
 
 
 def first_line(subjects: Subjects, options: argparse.Namespace) -> None:

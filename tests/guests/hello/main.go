@@ -1,4 +1,4 @@
-// What a small program in Go is: it prints a line, here of JSON, and then it waits.
+// What a small program in Go is: it prints a line, here of JSON, and then it waits, or ends if it has an argument.
 package main
 
 import (
@@ -9,5 +9,7 @@ import (
 
 func main() {
 	json.NewEncoder(os.Stdout).Encode(map[string]any{"hello": "from Go", "arguments": len(os.Args)})
-	time.Sleep(time.Hour)
+	if len(os.Args) == 1 {
+		time.Sleep(time.Hour)
+	}
 }
