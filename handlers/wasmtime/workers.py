@@ -45,7 +45,13 @@ from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
 TASK: Final = "handlers.wasmtime.worker:run"
 EXEC_TASK: Final = "handlers.wasmtime.worker:run_exec"
 _MODULE: Final = TASK.partition(":")[0]
-_COMPONENTS: Final = "handlers.wasmtime.component"
+_COMPONENTS: Final = (
+    "handlers.wasmtime.component",
+    "handlers.wasmtime.wasip2.http_outgoing",
+    "handlers.wasmtime.wasip2.http_proxy",
+    "handlers.wasmtime.wasip2.http_types",
+)
+"""And what only some of them need: each of those would have 2 MiB of its own."""
 _REHEARSAL: Final = "handlers.wasmtime.rehearsal:rehearse"
 _MESSAGE: Final = 1 << 16
 _ANSWER_SECONDS: Final = 10.0
@@ -198,8 +204,8 @@ class Workers:
 
     def __init__(self, context: HandlerContext) -> None:
         self._context = context
-        # Two, since most nodes have no components: what they need is a fifth of what is loaded with it.
-        self._zygotes = {False: Zygote(preload=(_MODULE, _REHEARSAL)), True: Zygote(preload=(_MODULE, _COMPONENTS))}
+        # Two, since most nodes have no components: what they need is a third of what is loaded with it.
+        self._zygotes = {False: Zygote(preload=(_MODULE, _REHEARSAL)), True: Zygote(preload=(_MODULE, *_COMPONENTS))}
         self._placing = threading.Lock()
 
     @cached_property
