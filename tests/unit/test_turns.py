@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cri_shim.kernel.turns import EVENTS, ShortTurns, new_loop
+from cri_shim.kernel.turns import EVENTS, LOOK, ShortTurns, new_loop
 
 
 @pytest.fixture
@@ -54,9 +54,27 @@ def test_what_is_not_waited_for_is_not_told(selector: ShortTurns) -> None:
         theirs.close()
         assert [kinds for _, kinds in selector.select(None)] == [selectors.EVENT_READ]
         selector.modify(ours, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        time.sleep(LOOK)
         assert [kinds for _, kinds in selector.select(0)] == [selectors.EVENT_READ | selectors.EVENT_WRITE]
+        time.sleep(LOOK)
         selector.unregister(ours)
         assert selector.select(0) == []
+
+
+def test_who_has_work_in_hand_does_not_look_again_at_once(selector: ShortTurns) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        selector.register(ours, selectors.EVENT_READ)
+        looks = 0
+        end = time.monotonic() + 1000 * LOOK
+        assert selector.select(0) == []
+        theirs.close()
+        while not selector.select(0):
+            looks += 1
+            assert time.monotonic() < end
+        assert looks
+        # Who waits looks.
+        assert selector.select(1)
 
 
 def test_never_back_before_its_time(selector: ShortTurns) -> None:
