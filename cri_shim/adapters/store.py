@@ -10,6 +10,7 @@ may lose the last commits, and with them everything that they described is gone 
 from the start: on a full one pods are still stopped and removed, which is how it gets room again.
 """
 
+# mypy: disable-error-code="explicit-override"
 from __future__ import annotations
 
 import asyncio
@@ -25,7 +26,6 @@ from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
 
-from cri_shim.adapters.shielded import to_the_end
 from cri_shim.model.container import ContainerRecord
 from cri_shim.model.errors import FailedPrecondition, ResourceExhausted
 from cri_shim.model.ids import ContainerId, Digest, ImageId, PodId
@@ -48,14 +48,23 @@ K = TypeVar("K", bound=str)
 R = TypeVar("R", bound=Keyed)
 
 
+class _Commit(asyncio.Future[None]):
+    """Done when a change is in the database. A writer that is cancelled meanwhile is cancelled then, not before."""
+
+    def cancel(self, msg: object = None) -> bool:
+        del msg
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """One change of one row."""
+    """One change of one row (`body` None = delete). `settle` is called in `loop`, with the error if there is one."""
 
     table: str
     key: str
     body: bytes | None
-    future: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+    settle: Callable[[Exception | None], None]
 
     def statement(self) -> tuple[str, tuple[object, ...]]:
         # The table is one of our constants; only values come from outside.
@@ -112,14 +121,22 @@ class Table(Generic[K, R]):
     async def _write(self, key: K, record: R | None) -> None:
         self._pending[key] = record
         body = None if record is None else self._encoder.encode(record)
-        committed = self._writer.write(self._name, key, body)
-        committed.add_done_callback(lambda future: self._settle(key, record, future))
-        await to_the_end(committed)
+        committed = _Commit()
 
-    def _settle(self, key: K, record: R | None, committed: asyncio.Future[None]) -> None:
+        def settle(error: Exception | None) -> None:
+            self._settle(key, record, error)
+            if error is None:
+                committed.set_result(None)
+            else:
+                committed.set_exception(error)
+
+        self._writer.write(_Write(self._name, key, body, committed.get_loop(), settle))
+        await committed
+
+    def _settle(self, key: K, record: R | None, error: Exception | None) -> None:
         if self._pending.get(key) is record:
             self._pending.pop(key, None)
-        if committed.cancelled() or committed.exception() is not None:
+        if error is not None:
             return
         if record is None:
             self._records.pop(key, None)
@@ -149,11 +166,9 @@ class _Writer:
     def start(self) -> None:
         self._thread.start()
 
-    def write(self, table: str, key: str, body: bytes | None) -> asyncio.Future[None]:
-        """Queue one change (`body` None = delete); the future is done when it is committed."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Write(table, key, body, future))
-        return future
+    def write(self, change: _Write) -> None:
+        """Queue one change."""
+        self._queue.put(change)
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -186,17 +201,12 @@ class _Writer:
             error = ResourceExhausted(msg, hint="check the space and the health of the disk that holds `root`")
         # A closed loop has nobody left to tell.
         with contextlib.suppress(RuntimeError):
-            batch[0].future.get_loop().call_soon_threadsafe(_settle, [write.future for write in batch], error)
+            batch[0].loop.call_soon_threadsafe(_settle, batch, error)
 
 
-def _settle(futures: list[asyncio.Future[None]], error: Exception | None) -> None:
-    for future in futures:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+def _settle(batch: list[_Write], error: Exception | None) -> None:
+    for write in batch:
+        write.settle(error)
 
 
 def _reserve(wal: Path) -> None:
