@@ -103,10 +103,12 @@ def _write_files(directory: Path, plan: SandboxPlan) -> None:
         ("hostname", f"{plan.hostname}\n".encode()),
     ):
         fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            file.write(data)
+        try:
+            os.write(fd, data)
             os.fchmod(fd, _FILE_MODE)
             os.fchown(fd, *_owner(plan))
+        finally:
+            os.close(fd)
 
 
 def _owner(plan: SandboxPlan) -> tuple[int, int]:

@@ -22,6 +22,8 @@ from cri_shim.model.errors import InvalidArgument
 _BLOCK: Final = 512
 """Bytes of one unit of st_blocks (stat(2))."""
 _RESOLVE_TRIES: Final = 32
+_DEPTH: Final = 8
+"""Directories of a tree that are open at once while it is removed."""
 # linux/fs.h: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_TOPDIR_FL (chattr +T)
 _GET_FLAGS: Final = 0x80086601
 _SET_FLAGS: Final = 0x40086602
@@ -79,8 +81,8 @@ def remove_tree(path: Path) -> None:
     """Remove `path` and all below it; gone is success, a symlink is removed and not followed.
 
     OSError EBUSY when a mount is at or below `path`, with nothing removed if it is at most one directory deep; what is
-    mounted is never touched. Depth does not matter: each directory's children are first moved up to the top, so a tree
-    nested by a hostile image costs neither stack nor descriptors.
+    mounted is never touched. Depth does not matter: what lies deeper than _DEPTH is moved up to the top first, so a
+    tree nested by a hostile image costs neither stack nor descriptors.
     """
     try:
         top = _open_top(path)
@@ -92,9 +94,8 @@ def remove_tree(path: Path) -> None:
     try:
         for name in _directories(top):
             os.close(_open_directory(name, top))
-        while pending := list(_emptied_of_files(top)):
-            for name in pending:
-                _hoist_children(name, top)
+        while _remove_contents(top, top, _DEPTH):
+            pass
     except OSError as error:
         # The names below are relative, and some are our own by now.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
@@ -139,17 +140,22 @@ def _emptied_of_files(directory: int) -> Iterator[str]:
                     os.unlink(entry.name, dir_fd=directory)
 
 
-def _hoist_children(name: str, top: int) -> None:
-    try:
-        directory = _open_directory(name, top)
-    except FileNotFoundError:
-        return
-    try:
-        for child in list(_emptied_of_files(directory)):
-            os.rename(child, secrets.token_hex(8), src_dir_fd=directory, dst_dir_fd=top)
-    finally:
-        os.close(directory)
-    os.rmdir(name, dir_fd=top)
+def _remove_contents(directory: int, top: int, depth: int) -> bool:
+    """Remove all in it but what lies deeper than `depth`: True when there is such, which is in `top` then."""
+    moved = False
+    for name in list(_emptied_of_files(directory)):
+        if depth == 0:
+            os.rename(name, secrets.token_hex(8), src_dir_fd=directory, dst_dir_fd=top)
+            moved = True
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            child = _open_directory(name, directory)
+            try:
+                moved |= _remove_contents(child, top, depth - 1)
+            finally:
+                os.close(child)
+            os.rmdir(name, dir_fd=directory)
+    return moved
 
 
 def usage(path: Path, pause: Callable[[], object] = lambda: None) -> tuple[int, int]:
