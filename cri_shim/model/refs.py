@@ -6,6 +6,7 @@ a tag or a digest or both.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class ImageRef:
         return f"{self.name}{tag}{digest}"
 
 
+@functools.lru_cache(maxsize=256)
 def parse_reference(text: str) -> ImageRef:
     """Parse what a user or the kubelet wrote; `busybox` is `docker.io/library/busybox:latest`.
 
