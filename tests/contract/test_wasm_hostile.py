@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
-import random
 import signal
+import socket
 import statistics
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ import wasmtime
 
 from cri_shim.model.container import Reason
 from cri_shim.model.errors import CriShimError
+from cri_shim.model.ids import Digest
 from handlers.wasmtime import placement
 from handlers.wasmtime.compile import write_compiled
 from handlers.wasmtime.errnos import Errno
@@ -35,6 +38,7 @@ from tests.contract.wasm_bench import WasmBench, descriptors, limited, mount, wo
 from tests.support import hostile, leftovers, wasm
 from tests.support.cri import read_log
 from tests.support.scale import count, seeded
+from tests.support.wasi_calls import random_calls
 
 pytestmark = pytest.mark.root
 
@@ -414,44 +418,52 @@ async def test_a_disk_that_hangs_holds_up_only_whose_logs_are_there(bench: WasmB
         assert [int(line) for line in lines] == list(range(int(lines[0]), int(lines[0]) + len(lines)))
 
 
+# Calls.
+
+
+@pytest.mark.timeout(count(1200, 120))
+@pytest.mark.parametrize("listens", [False, True])
+async def test_any_calls_in_any_order(bench: WasmBench, tmp_path: Path, in_process: bool, listens: bool) -> None:
+    """Each ends by a trap or by the stop, promptly, and takes nothing of the daemon's that it does not give back."""
+    generator = seeded()
+    guests = [wasm.assemble(random_calls(generator, 2000)) for _ in range(count(200, 8))]
+    for name, target in {"link": "file", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "directory").mkdir()
+    with socket.create_server(("", 0)) as probe:
+        annotations = {"cri-shim.io/listen": str(probe.getsockname()[1])} if listens else {}
+    await bench.finish(bench.artifact(wasm.HELLO))
+    for guest in guests:  # here, which is quicker than a process for each
+        digest = Digest(f"sha256:{hashlib.sha256(guest).hexdigest()}")
+        write_compiled(guest, bench.handler._cache.path(Entry("", digest, "")))  # type: ignore[attr-defined]
+    ends = Counter[int]()
+    before = files = peak = 0
+    for number, guest in enumerate((guests[0], *guests)):
+        if number == 1:  # what is taken once has been taken
+            before, files, peak = anonymous_kib(), descriptors(), 0
+        plan = bench.artifact(
+            guest, "m", linux=limited(LIMIT), mounts=[mount(tmp_path, "/data")], annotations=annotations
+        )
+        await bench.begin(plan)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(count(10, 2) / 10):
+                while plan.id not in bench.ends:
+                    peak = max(peak, anonymous_kib() - before)
+                    await asyncio.sleep(0.005)
+        await bench.handler.kill(plan.id, signal.SIGTERM)
+        ends[(await bench.end_of(plan)).code] += 1
+        await bench.handler.delete(plan.id, bench.cgroup_parent)
+        bench.plans.remove(plan)
+    assert ends.keys() <= {134, 143}
+    assert ends[143] > 0
+    if in_process:
+        assert peak < (LIMIT >> 10) + 8192 + 64 * len(guests)
+    await until(lambda: descriptors() <= files + 4)
+    assert (await bench.finish(bench.artifact(wasm.HELLO))).code == 0
+
+
 # Modules.
-
-
-def mutated(module: bytes, random: random.Random) -> bytes:
-    """Some bytes changed, cut out, doubled or from elsewhere in it; the header mostly stays, or nobody reads on."""
-    data = bytearray(module)
-    first = 0 if random.random() < 0.02 else 8
-    for _ in range(random.choice((1, 1, 1, 1, 2, 8))):
-        at = random.randrange(first, len(data)) if len(data) > first else 0
-        size = random.choice((1, 1, 2, 4, 16, 64))
-        kind = random.choice((0, 0, 0, 1, 1, 1, 2, 3, 4))
-        if kind == 0:
-            data[at : at + 1] = bytes((random.randrange(256),))
-        elif kind == 1:
-            data[at : at + 1] = bytes((data[at] ^ (1 << random.randrange(8)),)) if data else b"x"
-        elif kind == 2:
-            del data[at : at + size]
-        elif kind == 3:
-            data[at:at] = data[at : at + size]
-        else:
-            other = random.randrange(len(data) or 1)
-            data[at : at + size] = data[other : other + size]
-    return bytes(data)
-
-
-SEEDS = (
-    wasm.HELLO,
-    wasm.ECHO,
-    wasm.CLOCK,
-    wasm.CAT,
-    wasm.LIBRARY,
-    wasm.GREETER,
-    wasm.prints_file(3, "file"),
-    *wasm.PROGRAMS.values(),
-    hostile.GC_HEAP,
-    hostile.TABLES,
-    hostile.EXCEPTIONS,
-)
 
 
 async def tried(bench: WasmBench, module: bytes, data: Path, ahead: Callable[[Entry], None] | None) -> bool:
@@ -486,7 +498,7 @@ async def tried(bench: WasmBench, module: bytes, data: Path, ahead: Callable[[En
 async def test_modules_that_were_tampered_with(module_root: Path, tmp_path: Path, compiler: str) -> None:
     """Each is refused, or runs and ends. `here`: compiled by this process, which is quicker than one for each."""
     generator = seeded()
-    seeds = [wasm.assemble(text) for text in SEEDS]
+    seeds = [wasm.assemble(text) for text in hostile.SEEDS]
     data = tmp_path / "data"
     data.mkdir()
     async with worker_bench(module_root, tmp_path / "state", "/nowhere", isolation="in-process") as bench:
@@ -504,7 +516,7 @@ async def test_modules_that_were_tampered_with(module_root: Path, tmp_path: Path
         ran = 0
         total = count(500, 20) if compiler == "real" else count(10_000, 200)
         for _ in range(total):
-            module = mutated(generator.choice(seeds), generator)
+            module = hostile.mutated(generator.choice(seeds), generator)
             ran += await tried(bench, module, data, ahead if compiler == "here" else None)
         _log.info("%d of %d could be started", ran, total)
         assert 0 < ran < total

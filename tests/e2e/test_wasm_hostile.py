@@ -11,20 +11,22 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from cri_shim.pb import api_pb2 as pb
 from tests.e2e.conftest import Lab
-from tests.support import leftovers
+from tests.support import hostile, images, leftovers
 from tests.support import wasm as guests
-from tests.support.cri import Pod, container_config, whole_lines
+from tests.support.cri import Pod, container_config, fault, whole_lines
 from tests.support.expect import eventually
 from tests.support.images import Registry
-from tests.support.scale import count
+from tests.support.scale import count, seeded
 
 pytestmark = pytest.mark.root
 
@@ -269,3 +271,54 @@ def test_a_flood_of_output_fills_nothing_but_its_log(lab: Lab, registry: Registr
     header = len("2026-01-01T00:00:00.000000000Z stdout F ")
     assert written >= total + total // 100 * header - (1 << 20)
     assert whole_lines(lab.cri.log(container))[-1:] in ([], ["x" * 99])
+
+
+@pytest.mark.timeout(count(3600, 180))
+@ISOLATION
+def test_images_whose_module_was_tampered_with(lab: Lab, registry: Registry, isolation: str) -> None:
+    """Each is refused with a cause, or runs and ends when it is to; the daemon goes on, and nothing is left of any."""
+    generator = seeded()
+    texts = [
+        *hostile.SEEDS,
+        guests.component("(call $say) (i32.const 0)"),
+        guests.component("(call $wait) (i32.const 0)"),
+    ]
+    seeds = [guests.assemble(text) for text in texts]
+    pod = pod_of(lab, isolation)
+    good = image(lab, registry, "good", guests.HELLO)
+    pid, outcomes = lab.daemon.pid, Counter[str]()
+    assert lab.cri.wait_exit(lab.cri.run(pod, container_config(good, name="before"))).exit_code == 0
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for number in range(count(1000, 12)):
+        module = hostile.mutated(generator.choice(seeds), generator)
+        reference = registry.push(f"hostile/mutant-{isolation}-{number}:1", images.wasm_artifact(module))
+        lab.cri.pull(reference)
+        config = container_config(reference, name=f"c{number}")
+        config.linux.resources.CopyFrom(EDGE)
+        container = ""
+        try:
+            container = lab.cri.create(pod, config)
+            lab.cri.start(container)
+        except grpc.RpcError as error:
+            code, words = fault(error)
+            assert code in {
+                grpc.StatusCode.INVALID_ARGUMENT,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                grpc.StatusCode.UNKNOWN,
+            }
+            assert "module" in words or "component" in words, words
+            outcomes["started" if container else "created"] += 1
+        else:
+            lab.cri.stop(container, generator.choice((0, 1)))
+            assert 0 <= lab.cri.wait_exit(container).exit_code <= 255
+            outcomes["ran"] += 1
+        if container:
+            lab.cri.remove(container)
+        lab.cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
+    assert lab.daemon.pid == pid
+    assert outcomes["ran"] > 0 < outcomes["created"], outcomes
+    assert lab.cri.wait_exit(lab.cri.run(pod, container_config(good, name="after"))).exit_code == 0
+    eventually(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 4)
+    assert guest_tasks(lab) == []
+    # Of the images that are there: the good one and that of the lab.
+    eventually(lambda: len(list(lab.daemon.root.glob("wasm/*/*.cwasm"))) <= 2)

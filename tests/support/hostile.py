@@ -5,9 +5,10 @@ Those that other tests use as well are in `tests.support.wasm`.
 
 from __future__ import annotations
 
+import random
 from typing import Final
 
-from tests.support.wasm import leb
+from tests.support import wasm
 
 _ALLOCATE: Final = """(module (type $list (struct (field $next (ref null $list)) (field i64) (field i64)))
   (memory (export "memory") {pages})
@@ -59,8 +60,8 @@ def described(kind: str, number: int) -> bytes:
         sections[7] += [b"\x07%07d\0\0" % each for each in range(number)]
     else:
         sections[9] += [b"\1\0\x32" + bytes(50)] * number
-    bodies = {kind: leb(len(items)) + b"".join(items) for kind, items in sections.items()}
-    return b"\0asm\1\0\0\0" + b"".join(bytes([kind]) + leb(len(body)) + body for kind, body in bodies.items())
+    bodies = {kind: wasm.leb(len(items)) + b"".join(items) for kind, items in sections.items()}
+    return b"\0asm\1\0\0\0" + b"".join(bytes([kind]) + wasm.leb(len(body)) + body for kind, body in bodies.items())
 
 
 MANY_MEMORIES: Final = f'(module {"(memory 1000)" * 50} (func (export "_start")))'
@@ -104,3 +105,41 @@ def moves(call: str, source: tuple[int, str], target: tuple[int, str]) -> str:
       (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
       (memory (export "memory") 1) (data (i32.const 1024) "{old}") (data (i32.const 2048) "{new}")
       (func (export "_start") (call $exit (call $move {arguments}))))"""
+
+
+def mutated(module: bytes, generator: random.Random) -> bytes:
+    """Some bytes changed, cut out, doubled or from elsewhere in it; the header mostly stays, or nobody reads on."""
+    data = bytearray(module)
+    first = 0 if generator.random() < 0.02 else 8
+    for _ in range(generator.choice((1, 1, 1, 1, 2, 8))):
+        at = generator.randrange(first, len(data)) if len(data) > first else 0
+        size = generator.choice((1, 1, 2, 4, 16, 64))
+        kind = generator.choice((0, 0, 0, 1, 1, 1, 2, 3, 4))
+        if kind == 0:
+            data[at : at + 1] = bytes((generator.randrange(256),))
+        elif kind == 1:
+            data[at : at + 1] = bytes((data[at] ^ (1 << generator.randrange(8)),)) if data else b"x"
+        elif kind == 2:
+            del data[at : at + size]
+        elif kind == 3:
+            data[at:at] = data[at : at + size]
+        else:
+            other = generator.randrange(len(data) or 1)
+            data[at : at + size] = data[other : other + size]
+    return bytes(data)
+
+
+SEEDS: Final = (
+    wasm.HELLO,
+    wasm.ECHO,
+    wasm.CLOCK,
+    wasm.CAT,
+    wasm.LIBRARY,
+    wasm.GREETER,
+    wasm.prints_file(3, "file"),
+    *wasm.PROGRAMS.values(),
+    GC_HEAP,
+    TABLES,
+    EXCEPTIONS,
+)
+"""What is tampered with."""
