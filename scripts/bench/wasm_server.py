@@ -1,4 +1,4 @@
-"""Web servers as Wasm containers in a pod with an address of its own: requests a second, how long one takes, the stop.
+"""Web servers as Wasm containers in a pod with an address of its own: requests a second, the first one, the stop.
 
 One is `tests/guests/server`, Go's `net/http` built by the stock toolchain for WASI preview 1, whose listener is its
 descriptor 3, in both placements; the other a component of `wasi:http/proxy`, with a fresh instance for each request.
@@ -30,6 +30,7 @@ from tests.support.daemon import Daemon
 from tests.support.wasm import assemble
 from tests.support.wasm_http import PROXY
 
+HTTP = "wasi:http"
 PORT = 8080
 HOST_PORT = 18097
 GRACE = 30
@@ -55,18 +56,24 @@ def main(argv: Sequence[str]) -> int:
     add("--seconds", type=float, default=5, help="of requests per round and way (%(default)s)")
     add("--connections", type=int, default=16, help="that are kept and always have a request under way (%(default)s)")
     add("--stops", type=int, default=20, help="per round (%(default)s)")
+    add("--only", choices=(*PLACEMENTS, HTTP), help="one kind of server (all)")
     options = parser.parse_args(argv)
     with bed("server", handlers=HANDLERS) as ground:
-        built = go_guests.find("server", ground.base)
-        if built is None:
-            raise SystemExit("wasm-server: needs Go (https://go.dev), in PATH or in /usr/local/go")
         daemon, push = ground.daemon, ground.registry.push
-        module = push("bench/server:1", images.wasm_artifact(built))
-        component = push("bench/proxy:1", images.wasm_artifact(assemble(PROXY)))
-        servers = [
-            Server(title, handler, module, b"hello /hello\n", "serving") for title, handler in PLACEMENTS.items()
-        ]
-        servers.append(Server("wasi:http", "wasm", component, b"hello from a component\n\r\n0\r\n\r\n", ""))
+        servers = []
+        if options.only in {None, HTTP}:
+            component = push("bench/proxy:1", images.wasm_artifact(assemble(PROXY)))
+            servers.append(Server(HTTP, "wasm", component, b"hello from a component\n\r\n0\r\n\r\n", ""))
+        if options.only != HTTP:
+            built = go_guests.find("server", ground.base)
+            if built is None:
+                raise SystemExit("wasm-server: needs Go (https://go.dev), in PATH or in /usr/local/go")
+            module = push("bench/server:1", images.wasm_artifact(built))
+            servers += [
+                Server(title, handler, module, b"hello /hello\n", "serving")
+                for title, handler in PLACEMENTS.items()
+                if options.only in {None, title}
+            ]
         daemon.start()
         with Cri(daemon.socket, timeout=300) as cri:
             for server in servers:
@@ -92,7 +99,8 @@ def _round(cri: Cri, daemon: Daemon, server: Server, options: argparse.Namespace
     stats = cri.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container)).stats
     found["memory, KiB"] = [stats.memory.working_set_bytes.value / 1024]
     cri.stop(container, grace=GRACE)
-    found["stop, ms"] = [_stop(cri, pod, server, address, number) for number in range(1, options.stops + 1)]
+    times = [_stop(cri, pod, server, address, number) for number in range(1, options.stops + 1)]
+    found["first answer, ms"], found["stop, ms"] = ([each[at] for each in times] for at in (0, 1))
     cri.remove_all_pods()
     return found
 
@@ -106,13 +114,14 @@ def _serving(cri: Cri, pod: Pod, server: Server, attempt: int) -> str:
     return container
 
 
-def _stop(cri: Cri, pod: Pod, server: Server, address: tuple[str, int], attempt: int) -> float:
-    """Milliseconds from the call to its answer."""
+def _stop(cri: Cri, pod: Pod, server: Server, address: tuple[str, int], attempt: int) -> tuple[float, float]:
+    """Milliseconds from the first request to its answer, and from the call of StopContainer to its."""
     container = _serving(cri, pod, server, attempt)
-    _rate(address, server, 1, 0)
     begin = time.monotonic()
+    _rate(address, server, 1, 0)
+    answered = time.monotonic()
     cri.stop(container, grace=GRACE)
-    return (time.monotonic() - begin) * 1e3
+    return (answered - begin) * 1e3, (time.monotonic() - answered) * 1e3
 
 
 def _rate(address: tuple[str, int], server: Server, connections: int, seconds: float) -> float:
@@ -150,7 +159,7 @@ def _take(key: selectors.SelectorKey, body: bytes) -> int:
 def _report(title: str, rounds: Sequence[dict[str, list[float]]]) -> None:
     for name in rounds[0]:
         values = [found[name] for found in rounds]
-        if name.startswith("stop"):
+        if name.endswith(", ms"):
             p50 = statistics.median(percentile(each, 50) for each in values)
             print(f"{title:12}{name:24}p50 {p50:8.2f}  max {max(map(max, values)):8.2f}", flush=True)
         else:
