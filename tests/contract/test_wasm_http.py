@@ -247,7 +247,7 @@ async def test_a_request_that_sleeps_holds_nobody(bench: WasmBench, port: int) -
         await bench.aclose()  # and with it what they wait for
 
 
-@pytest.mark.parametrize("path", ["/wait", "/spin", "/late"])
+@pytest.mark.parametrize("path", ["/wait", "/spin"])
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
 async def test_an_instance_whose_client_has_gone_ends(bench: WasmBench, port: int, path: str, reset: bool) -> None:
     """Else nobody would be answered any more when as many clients as there are places have gone."""

@@ -32,7 +32,7 @@ _LINGER: Final = 2 * _NS
 """How long a client that is still sending has to read why it is not wanted."""
 _SWEEP: Final = _NS
 _NOT_SERVED: Final = 501
-_GONE: Final = _NS
+_GONE: Final = 3 * _NS
 """A client that has ended its side may wait for the answer; one that is sent nothing for so long is taken for gone."""
 _BUSY: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
