@@ -139,7 +139,7 @@ def test_followed_through_rotations_and_a_restart(
         if handler == "wasm":
             wait_until("\n7\n", output)
         assert rotate(lab, container) > 2
-        lab.cri.wait_exit(container)
+        lab.cri.wait_exit(container, within=120)
         wait_until(f"\n{last}\n", output)
         second = lab.cri.run(pod, attempt(numbers(lab, registry, handler, 7), 1))
         lab.cri.wait_exit(second)
