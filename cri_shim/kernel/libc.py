@@ -36,6 +36,8 @@ CLONE_NEWNET: Final = 0x40000000
 _M_ARENA_MAX: Final = -8
 _LARGE_CHUNK: Final = 100_000
 """Bytes, below what the C library makes a mapping for."""
+_ALL_GAPS: Final = 8 << 20
+"""Bytes at most, in case that it grows otherwise."""
 _SMALL_CHUNK: Final = 4096
 _CHUNK_STEP: Final = 16
 """Bytes between two sizes of chunks."""
@@ -196,10 +198,12 @@ def fill_heap() -> None:
         _libc.malloc_trim(ctypes.c_size_t(0))
         malloc, free = _libc["malloc"], _libc["free"]
         malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
-        end = malloc(_LARGE_CHUNK) or 0
+        end, left = malloc(_LARGE_CHUNK) or 0, _ALL_GAPS
         for size in (*(_LARGE_CHUNK >> shift for shift in range(5)), *range(_SMALL_CHUNK, 0, -_CHUNK_STEP)):
-            while 0 < (taken := malloc(size) or 0) < end:
-                pass
+            taken = malloc(size) or 0
+            while 0 < taken < end and left > 0:
+                left -= size
+                taken = malloc(size) or 0
             free(taken)
 
 
