@@ -26,6 +26,7 @@ from cri_shim.adapters.zygote import Zygote
 from cri_shim.compose import Base, Flows
 from cri_shim.config import Config
 from cri_shim.kernel import apparmor, fs, mounts, notify, pauses, process, selinux, turns
+from cri_shim.kernel.lane import Lane
 from cri_shim.loader import HandlerOptions, handler_options
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.layout import Layout
@@ -76,6 +77,7 @@ def _warn_of_what_has_no_effect(config: Config) -> None:
 async def _run(file: Path | None, config: Config, options: Mapping[str, HandlerOptions], listen: Path) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(Lane(loop))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, file, config)
