@@ -24,6 +24,7 @@ from cri_shim.kernel import fs
 from cri_shim.kernel.pauses import load
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from cri_shim.model.ids import Digest
+from handlers.wasmtime.ending import shorten
 from handlers.wasmtime.guest_spec import Entry
 
 _TASK: Final = "handlers.wasmtime.compile:compile_module"
@@ -155,7 +156,8 @@ class ModuleCache:
             result = await self._zygote.run(_TASK, arguments, (fd,), timeout=_TIMEOUT)
         except TaskError as error:
             if error.type == "WasmtimeError":
-                msg = f"the module cannot be compiled: {' '.join(error.text.split()).replace(' Caused by:', ':')}"
+                words = " ".join(error.text.split()).replace(" Caused by:", ":")
+                msg = f"the module cannot be compiled: {shorten(words)}"
                 raise self._refuse(entry, partial(InvalidArgument, msg)) from None
             if error.errno in NO_SPACE:
                 raise disk_full(target.parent) from None

@@ -16,7 +16,7 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.wire.wasm_shape import UNKNOWN, Shape
-from handlers.wasmtime.ending import Ending
+from handlers.wasmtime.ending import Ending, shorten
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
@@ -90,7 +90,7 @@ def _is_library(exported: Mapping[str, int], wanted: str) -> bool:
 def _what_to_call(exported: Mapping[str, int]) -> str:
     """What there is instead: functions without parameters."""
     names = [name for name, parameters in exported.items() if not parameters]
-    there_are = f", which exports {', '.join(sorted(names)[:_SHOWN])}" if names else ""
+    there_are = f", which exports {shorten(', '.join(sorted(names)[:_SHOWN]))}" if names else ""
     return f"command[0] may name another one of the module{there_are}: module.wasm#FUNCTION"
 
 

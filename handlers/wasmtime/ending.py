@@ -20,6 +20,8 @@ from cri_shim.model.container import Exit, Reason
 _MESSAGE: Final = 4096
 """Characters of a trap's text that are kept; the log has it all."""
 
+_WORDS: Final = 1024
+"""Characters of what the engine says in one sentence."""
 _IGNORED: Final = frozenset(
     {
         *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
@@ -36,6 +38,11 @@ class Ending:
     signal: int | None = None
     trap: str = ""
     out_of_memory: bool = False
+
+
+def shorten(text: str, most: int = _WORDS) -> str:
+    """As much of it as an error has room for."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def ends_guest(number: int, stop_signal: int) -> bool:

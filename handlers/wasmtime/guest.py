@@ -26,7 +26,7 @@ from cri_shim.adapters.log_pump import LogPump
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, ResourceExhausted
 from cri_shim.model.ids import ContainerId
-from handlers.wasmtime.ending import Ending, exit_from
+from handlers.wasmtime.ending import Ending, exit_from, shorten
 from handlers.wasmtime.engine import Made, make
 from handlers.wasmtime.guest_spec import GuestSpec
 from handlers.wasmtime.meter import Meter
@@ -406,8 +406,8 @@ def _no_memory(spec: GuestSpec) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The engine's words, which come with line breaks."""
-    return " ".join(str(error).split())
+    """The engine's words, which come with line breaks, and with names of the module's that may be 100 kB long."""
+    return shorten(" ".join(str(error).split()))
 
 
 def _name_myself(container_id: ContainerId) -> None:

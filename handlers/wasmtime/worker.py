@@ -34,6 +34,7 @@ from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition
 from cri_shim.model.ids import ContainerId, Digest
 from handlers.wasmtime.core_module import link_module, link_prepared, prepare
+from handlers.wasmtime.ending import shorten
 from handlers.wasmtime.engine import Made, new_engine, new_linker
 from handlers.wasmtime.guest import Guest, Program, Services
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec, WorkerSpec
@@ -42,6 +43,8 @@ from handlers.wasmtime.output import Plain, Terminal
 from handlers.wasmtime.quota import Throttle
 
 MESSAGE: Final = 1 << 16
+_WORDS: Final = 4096
+"""Characters of the cause of an error, and of its hint: of which there may be two in a message, at six bytes each."""
 SPECS: Final = msgspec.json.Decoder(GuestSpec)
 _EXITS: Final = msgspec.json.Encoder()
 _STOP_SECONDS: Final = 0.002
@@ -219,7 +222,8 @@ class Worker:
         self._tell(b'{"started": %d}' % at)
 
     def failed(self, error: CriShimError) -> NoReturn:
-        self._tell(json.dumps({"failed": [type(error).__name__, error.cause, error.hint]}).encode())
+        words = type(error).__name__, shorten(error.cause, _WORDS), shorten(error.hint, _WORDS)
+        self._tell(json.dumps({"failed": words}).encode())
         os._exit(1)
 
     def ended(self, ended: Exit) -> None:

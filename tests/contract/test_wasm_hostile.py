@@ -216,6 +216,32 @@ async def test_deep_recursion_is_a_trap(bench: WasmBench) -> None:
         assert "call stack exhausted" in ended.message
 
 
+async def test_deep_recursion_may_end_in_the_host(bench: WasmBench) -> None:
+    """Its stack is used up by then, and not that of the host's functions, those in Python among them."""
+    for call in (
+        "(drop (call $random (i32.const 64) (i32.const 8)))",
+        "(drop (call $poll (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))",
+    ):
+        ended = await bench.finish(bench.artifact(hostile.recurses(call)))
+        assert ended.code == 134
+        assert "call stack exhausted" in ended.message
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        f'(module (import "{"x" * 90_000}" "y" (func)) (func (export "_start")))',
+        wasm.HELLO.replace("_start", "x" * 90_000),
+    ],
+    ids=["import", "export"],
+)
+async def test_an_error_has_room_in_a_status(bench: WasmBench, module: str) -> None:
+    plan = bench.artifact(module)
+    with pytest.raises(CriShimError, match=r"cannot be linked|exports no function") as caught:
+        await bench.begin(plan)
+    assert len(str(caught.value)) < 3000
+
+
 # Files.
 
 

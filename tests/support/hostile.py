@@ -64,6 +64,19 @@ def described(kind: str, number: int) -> bytes:
     return b"\0asm\1\0\0\0" + b"".join(bytes([kind]) + wasm.leb(len(body)) + body for kind, body in bodies.items())
 
 
+def recurses(call: str) -> str:
+    """Calls itself until the stack is used up, and `$random` or `$poll` of the host at each depth past most of it."""
+    return f"""(module
+      (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1)
+      (func $down (param $depth i32) (result i32)
+        (if (i32.gt_u (local.get $depth) (i32.const 10000)) (then
+          (if (i32.eqz (i32.rem_u (local.get $depth) (i32.const 500))) (then {call}))))
+        (i32.add (call $down (i32.add (local.get $depth) (i32.const 1))) (local.get $depth)))
+      (func (export "_start") (drop (call $down (i32.const 0)))))"""
+
+
 MANY_MEMORIES: Final = f'(module {"(memory 1000)" * 50} (func (export "_start")))'
 
 
