@@ -124,8 +124,10 @@ class LogPump:
     stays with that container, and a new one leads. All state is the leader's, but what `_lock` is for.
     """
 
-    def __init__(self, *, threaded: bool = True) -> None:
+    def __init__(self, *, threaded: bool = True, begins: Callable[[], None] = lambda: None) -> None:
+        """`begins` is called by each thread that leads."""
         self._threaded = threaded
+        self._begins = begins
         self._outputs: dict[int, _Output] = {}
         self._starting = threading.Lock()
         self._epoll: select.epoll | None = None
@@ -213,6 +215,7 @@ class LogPump:
         self._thread.start()
 
     def _run(self, epoll: select.epoll) -> None:
+        self._begins()
         while not self._closing and self._leads:
             self._turns += 1
             self.turn(epoll)

@@ -91,6 +91,10 @@ class Waits(Protocol):
 class Weight(Protocol):
     """What keeps the thread that calls from taking too much of the CPU."""
 
+    def weigh(self, thread: int, shares: int) -> None:
+        """What a thread asks for that is about to enter, or has: CPU shares, 0 = it does not say."""
+        ...
+
     def enter(self) -> object:
         """The guest is about to run."""
         ...
@@ -105,6 +109,9 @@ class Weight(Protocol):
 
 
 class _OwnProcess:
+    def weigh(self, thread: int, shares: int) -> None:
+        pass
+
     def enter(self) -> None:
         pass
 
@@ -234,6 +241,7 @@ class Guest:
             except OSError:
                 os.sched_setaffinity(self._thread, before)
                 raise
+            self._weight.weigh(self._thread, spec.shares)
             self._limit_cpu(spec.cpu)
             memory_limit, self.spec = self.spec.memory_limit, spec
             if memory_limit != spec.memory_limit:
@@ -328,6 +336,8 @@ class Guest:
             self._told.started(time.time_ns())
             if self.spec.cpu is not None:
                 self._limit_cpu(self.spec.cpu)
+            with self._thread_lock:
+                self._weight.weigh(self._thread, self.spec.shares)
             # Last of all: in there it waits for its turn, with whatever others need that it holds.
             self._weight.enter()
             ending = linked.execute()

@@ -59,6 +59,7 @@ def with_limits(spec: GuestSpec, resources: pb.LinuxContainerResources) -> Guest
         memory_limit=max(0, resources.memory_limit_in_bytes or spec.pod_memory_limit),
         cpu=_cpu_limit(resources) or spec.pod_cpu,
         nice=nice_from_shares(resources.cpu_shares),
+        shares=max(0, resources.cpu_shares),
         cpus=parse_cpus(resources.cpuset_cpus),
     )
 
@@ -67,7 +68,7 @@ def as_worker(spec: GuestSpec, worker: WorkerSpec) -> GuestSpec:
     """The same guest in a worker, where a cgroup has the limits and the process is in the pod's network."""
     listen = msgspec.structs.replace(spec.listen, netns="") if spec.listen is not None else None
     return msgspec.structs.replace(
-        spec, worker=worker, identity=worker, listen=listen, memory_limit=0, cpu=None, nice=0, cpus=()
+        spec, worker=worker, identity=worker, listen=listen, memory_limit=0, cpu=None, nice=0, shares=0, cpus=()
     )
 
 

@@ -97,6 +97,8 @@ class GuestSpec(msgspec.Struct, frozen=True, kw_only=True):
     pod_cpu: CpuLimit | None = None
     """Likewise."""
     nice: int
+    shares: int = 0
+    """CPU shares as the CRI has them; 0 = not said."""
     cpus: tuple[int, ...]
     """Empty = all."""
     log_path: str

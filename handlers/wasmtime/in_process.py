@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.adapters.cgroups import CgroupHost
 from cri_shim.adapters.log_pump import LogPump
-from cri_shim.adapters.thread_group import ThreadGroup
+from cri_shim.adapters.thread_group import ThreadGroup, favour
 from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.kernel.threads import await_in_new_thread
 from cri_shim.model.container import Exit
@@ -97,9 +97,10 @@ class Guests:
     """Starts guests. The engine has been loaded before."""
 
     def __init__(self, host: CgroupHost) -> None:
-        self._pump = LogPump()
+        self._pump = LogPump(begins=favour)
         self._throttle = Throttle()
         self._group = ThreadGroup(host)
+        self._favoured = False
 
     async def start(
         self, container_id: ContainerId, spec: GuestSpec, compiled: Path, ended: Callable[[Exit], None]
@@ -108,6 +109,9 @@ class Guests:
         from handlers.wasmtime.core_module import link_module  # noqa: PLC0415  loaded by the handler's `create`
         from handlers.wasmtime.guest import Guest, Services  # noqa: PLC0415  likewise
 
+        if not self._favoured:
+            self._favoured = True
+            favour()
         self._pump.start()
         if spec.cpu is not None:
             self._throttle.start()

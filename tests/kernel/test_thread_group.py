@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.adapters.cgroups import CgroupHost, Cgroups, Version
-from cri_shim.adapters.thread_group import ThreadGroup
+from cri_shim.adapters.thread_group import ThreadGroup, favour
 
 pytestmark = pytest.mark.root
 
@@ -75,33 +76,81 @@ def test_two_daemons_share_it_and_none_takes_it_from_the_other(group: ThreadGrou
     assert seen == [True, True, True]
 
 
+def weight() -> int:
+    """Of all threads in the group, as CPU shares."""
+    root, is_v2 = Cgroups.detect().controllers["cpu"], Cgroups.detect().version is Version.V2
+    place = root / cpu_cgroup().strip("/") / "cri-shim-threads"
+    found = int((place / ("cpu.weight" if is_v2 else "cpu.shares")).read_text())
+    return found * 1024 // 100 if is_v2 else found
+
+
+class Member:
+    """A thread that is in the group until it is told to leave."""
+
+    def __init__(self, group: ThreadGroup, shares: int) -> None:
+        self._group, self._shares = group, shares
+        self._inside, self._end = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self._inside.wait()
+        self.id = self._thread.native_id or 0
+
+    def _run(self) -> None:
+        self._group.weigh(threading.get_native_id(), self._shares)
+        self._group.enter()
+        self._inside.set()
+        self._end.wait()
+        self._group.leave()
+
+    def leave(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def test_it_weighs_what_its_threads_ask_for_within_bounds(alone: None, group: ThreadGroup) -> None:
+    little, much = Member(group, 2), Member(group, 300)
+    assert 290 <= weight() <= 302
+    other = Member(group, 100)
+    assert 390 <= weight() <= 402
+    group.weigh(other.id, 200)
+    assert 490 <= weight() <= 502
+    group.weigh(other.id, 1 << 18)  # more than the daemon can do without
+    assert 500 <= weight() < (1 << 18)
+    for member in (much, other):
+        member.leave()
+    assert 250 <= weight() <= 256
+    group.weigh(other.id, 1024)  # has left
+    assert 250 <= weight() <= 256
+    little.leave()
+    unsaid = Member(group, 0)
+    assert weight() >= 500
+    unsaid.leave()
+
+
 def test_who_is_hurried_takes_all_that_weigh_with_it_until_it_leaves(alone: None, group: ThreadGroup) -> None:
-    def weight() -> int:
-        root, version2 = Cgroups.detect().controllers["cpu"], Cgroups.detect().version is Version.V2
-        place = root / cpu_cgroup().strip("/") / "cri-shim-threads"
-        return int((place / ("cpu.weight" if version2 else "cpu.shares")).read_text())
-
-    inside, end = threading.Event(), threading.Event()
-
-    def run() -> None:
-        group.enter()
-        inside.set()
-        end.wait()
-        group.leave()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    inside.wait()
+    member, other = Member(group, 300), Member(group, 2)
     before = weight()
     group.hurry(threading.get_native_id())  # is not in there
     assert (weight(), os.getpriority(os.PRIO_PROCESS, 0)) == (before, 0)
-    assert thread.native_id is not None
-    group.hurry(thread.native_id)
+    group.hurry(member.id)
     assert weight() > 10 * before
-    assert os.getpriority(os.PRIO_PROCESS, thread.native_id) < 0
-    end.set()
-    thread.join()
-    assert weight() == before
+    assert os.getpriority(os.PRIO_PROCESS, member.id) < 0
+    member.leave()
+    assert 250 <= weight() < before
+    other.leave()
+
+
+def test_who_is_favoured_starts_others_as_ever() -> None:
+    seen: list[object] = []
+
+    def run() -> None:
+        favour()
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0) < 0)
+        in_a_thread(lambda: seen.append(os.getpriority(os.PRIO_PROCESS, 0)))
+        seen.append(subprocess.run(["nice"], capture_output=True, check=True, text=True).stdout.strip())
+
+    in_a_thread(run)
+    assert seen == [True, 0, "0"]
 
 
 def test_where_there_is_none_nothing_fails() -> None:

@@ -25,6 +25,7 @@ SPEC = GuestSpec(
     memory_limit=0,
     cpu=None,
     nice=5,
+    shares=512,
     cpus=(),
     log_path="",
 )
@@ -67,6 +68,9 @@ class Course:
         self.events.append(f"ended: {ended.code}")
         self.over.set()
 
+    def weigh(self, thread: int, shares: int) -> None:
+        self.events.append(f"weigh: {shares}")
+
     def enter(self) -> None:
         self.events.append("enter")
 
@@ -83,7 +87,7 @@ def test_the_start_is_told_before_the_guest_waits_for_its_turn_among_others() ->
     assert course.inside.wait(10)
     course.guest.stop(15)
     assert course.over.wait(10)
-    assert course.events == ["linked", "started", "enter", "leave", "ended: 143"]
+    assert course.events == ["linked", "started", "weigh: 512", "enter", "leave", "ended: 143"]
 
 
 def test_who_is_to_stop_need_not_wait_for_its_turn() -> None:
