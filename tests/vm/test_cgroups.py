@@ -9,7 +9,9 @@ import pytest
 
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.cgroup_plan import Driver, cgroup_dir, monitor_dir
+from tests.conftest import MakeDaemon
 from tests.e2e.conftest import Lab
+from tests.support import leftovers
 from tests.support import wasm as guests
 from tests.support.cri import container_config
 from tests.support.expect import eventually
@@ -202,6 +204,29 @@ def test_a_pod_as_a_whole(lab: Lab, driver: Driver) -> None:
     assert found.memory.usage_bytes.value > found.containers[0].memory.usage_bytes.value
     assert found.process.process_count.value == 2
     assert found.cpu.psi.HasField("Some")
+
+
+def test_the_daemons_own_cgroup_is_left_as_it_was(make_daemon: MakeDaemon, registry: Registry, run_name: str) -> None:
+    def shape() -> tuple[str, str, set[str]]:
+        words = [(own / f"cgroup.{name}").read_text().strip() for name in ("type", "subtree_control")]
+        return words[0], words[1], {each.name for each in own.iterdir() if each.is_dir()}
+
+    daemon = make_daemon()
+    own = ROOT / f"{leftovers.CGROUP_PREFIX}{run_name}_own"
+    own.mkdir()
+    (own / "cgroup.procs").write_text(str(daemon.pid))
+    assert shape() == ("domain", "", set())
+    image = registry.push_wasm("test/vm-sleep:1", guests.SLEEP)
+    with daemon.client() as cri:
+        cri.pull(image)
+        container = cri.run(cri.run_pod(daemon.pod_config(network=pb.NODE), "wasm"), container_config(image))
+        cri.wait_log(container, "going to sleep", within=60)
+        # Its thread, not the daemon, is below.
+        eventually(lambda: shape() == ("domain threaded", "cpu", {"cri-shim-threads"}), within=30)
+        cri.remove_all_pods()
+    assert daemon.stop() == 0
+    assert shape() == ("domain", "", set())
+    own.rmdir()
 
 
 def test_a_module_is_in_no_cgroup_of_its_pod(lab: Lab, registry: Registry) -> None:
