@@ -204,6 +204,19 @@ def test_a_response_that_is_known_before_it_is_sent_has_a_length(waiter: Waiter)
         assert answer.endswith(b"\r\n\r\nall of it")
 
 
+def test_the_rest_of_a_request_may_come_after_its_answer(waiter: Waiter) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n%s\r\n"
+    with exchanges(head % b"") as (exchange, client), ThreadPoolExecutor(1) as others:
+        respond(exchange, waiter)
+        concluded = others.submit(exchange.conclude, waiter)
+        received(client)
+        client.sendall(b"body")
+        assert concluded.result(10)
+    with exchanges(head % b"Expect: 100-continue\r\n") as (exchange, client):  # it never will
+        respond(exchange, waiter)
+        assert not exchange.conclude(waiter)
+
+
 def test_a_response_without_a_body_is_complete(waiter: Waiter) -> None:
     with exchanges(last=True) as (exchange, client):
         respond(exchange, waiter, x_y=b"z")

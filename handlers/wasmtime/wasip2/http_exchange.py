@@ -17,10 +17,12 @@ from handlers.wasmtime.wasip2.http_channel import Channel, Incoming, Outgoing
 from handlers.wasmtime.wasip2.http_errors import Code, HttpError, describe, status_of
 from handlers.wasmtime.wasip2.http_messages import OutgoingResponse
 from handlers.wasmtime.wasip2.interface import Trap
-from handlers.wasmtime.wasip2.waiter import Waiter
+from handlers.wasmtime.wasip2.waiter import Timer, Waiter
 
 _UNREAD: Final = 256 << 10
 """Bytes of a request's body that nobody wanted which are taken all the same, to keep the connection."""
+_PATIENCE: Final = 1_000_000_000
+"""Nanoseconds in which they have to come: an answer is quicker than the second half of its request now and then."""
 _INTERNAL_ERROR: Final = 500
 
 
@@ -38,6 +40,8 @@ class Exchange:
         self._content: OutgoingBody | None = None
         self.complaint = ""
         """What the component's log should say of it."""
+        self._due = True
+        """The rest of the request's body comes, and makes the connection good for more."""
         self.is_wanted = True
         """False: the client has gone."""
 
@@ -59,6 +63,7 @@ class Exchange:
         headers = self._completed(response, size)
         head = Response(response.status, headers)
         bodiless = has_no_body(head, self.head.method)
+        self._due = not self._peer.waits_for_continue
         self._channel.queue(self._peer.respond(head, to=self.head.method))
         self._outgoing = Outgoing(self._peer, self._channel, None if bodiless else _declared(headers))
         if response.has_no_body:
@@ -90,6 +95,7 @@ class Exchange:
             self._refuse(status_of(code))
 
     def _refuse(self, status: int) -> None:
+        self._due = False
         self._channel.queue(self._peer.refuse(status, "the component cannot answer", to=self.head.method))
         self._outgoing = Outgoing(self._peer, self._channel, None)
         self._outgoing.complete = True
@@ -117,9 +123,21 @@ class Exchange:
                 return False
             while not outgoing.flushed():
                 waiter.wait((outgoing,))
-            return self.body.skip(_UNREAD) and self._peer.begin_again()
+            return self._discard(waiter) and self._peer.begin_again()
         except (HttpError, UnsendableMessage):  # the client has gone, which is no matter of the component's
             return False
+
+    def _discard(self, waiter: Waiter) -> bool:
+        """What nobody wanted of the request's body: whether that was all of it. HttpError."""
+        left, over = _UNREAD, Timer(time.monotonic_ns() + _PATIENCE)
+        while left > 0:
+            data = self.body.take(left)
+            if data is None:
+                return True
+            left -= len(data)
+            if not data and (not self._due or 1 in waiter.wait((self.body, over))):
+                return False
+        return False
 
 
 def _declared(headers: Headers) -> int | None:
