@@ -26,6 +26,7 @@ from handlers.wasmtime.wasip2.http_places import PLACES
 from tests.contract.handler_suite import until
 from tests.contract.wasm_bench import WasmBench, worker_bench
 from tests.support import leftovers, wasm
+from tests.support.scale import count
 from tests.support.wasm_http import PROXY
 
 pytestmark = pytest.mark.root
@@ -340,6 +341,33 @@ async def test_more_requests_than_places_are_all_answered(bench: WasmBench, port
         while len(list(tasks.iterdir())) > PLACES // 4:
             await asyncio.sleep(0.05)
     assert (await asyncio.to_thread(ask, port, "/hello")).body == HELLO
+
+
+@pytest.mark.timeout(count(1200, 120))
+async def test_requests_leave_nothing_behind(bench: WasmBench, port: int) -> None:
+    """Neither those that are answered nor those that fail."""
+    plan = await bench.begin(proxy(bench, port))
+    pid, number = bench.handler.info(plan.id)["pid"], count(full=100_000, quick=1000)
+
+    def ask_all(times: int) -> None:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
+            for _ in range(times):
+                assert asked(connection, "/echo", b"body").body == b"body"
+                assert asked(connection, "/hello").body == HELLO
+        assert ask(port, "/nothing").status == 500
+
+    await asyncio.to_thread(ask_all, 300)
+    before = private_memory(pid), len(os.listdir(f"/proc/{pid}/fd"))
+    await asyncio.to_thread(ask_all, number // 2)
+    after = private_memory(pid), len(os.listdir(f"/proc/{pid}/fd"))
+    assert after[0] - before[0] < (1 << 20) + 16 * number
+    assert after[1] <= before[1] + 2  # connections that are being closed
+
+
+def private_memory(pid: object) -> int:
+    """Bytes that the process has for itself."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(rollup.partition("Private_Dirty:")[2].split()[0]) << 10
 
 
 async def test_what_is_no_request_is_refused(bench: WasmBench, port: int) -> None:
