@@ -116,7 +116,8 @@ class Lane(ThreadPoolExecutor):
         """Let the threads end. One that hangs is not waited for: it ends with the process."""
         del cancel_futures
         end = time.monotonic() + (_CLOSE_SECONDS if wait else 0.0)
-        for thread in tuple(self._all):
+        while self._all:  # a job that waits may get a thread of its own meanwhile
+            thread = self._all.pop()
             thread.jobs.put(None)
             thread.join(max(0.0, end - time.monotonic()))
 
