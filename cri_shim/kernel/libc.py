@@ -34,6 +34,8 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 
 _M_ARENA_MAX: Final = -8
+_M_MMAP_THRESHOLD: Final = -3
+_LARGE: Final = 1 << 20
 _LARGE_CHUNK: Final = 100_000
 """Bytes, below what the C library makes a mapping for."""
 _ALL_GAPS: Final = 8 << 20
@@ -205,6 +207,12 @@ def fill_heap() -> None:
                 left -= size
                 taken = malloc(size) or 0
             free(taken)
+
+
+def give_back_large() -> None:
+    """Have what is over a mebibyte come from the kernel and go back there: else freeing it once makes it the heap's."""
+    with contextlib.suppress(AttributeError):
+        _libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def prctl(option: int, argument: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cri_shim.adapters.cgroups import CgroupHost
 from cri_shim.adapters.log_pump import LogPump
 from cri_shim.adapters.thread_group import ThreadGroup, favour
+from cri_shim.kernel import libc
 from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.kernel.threads import await_in_new_thread
 from cri_shim.model.container import Exit
@@ -97,6 +98,7 @@ class Guests:
     """Starts guests. The engine has been loaded before."""
 
     def __init__(self, host: CgroupHost) -> None:
+        libc.give_back_large()  # the engine copies what a guest writes to a file
         self._pump = LogPump(begins=favour)
         self._throttle = Throttle()
         self._group = ThreadGroup(host)

@@ -138,6 +138,15 @@ async def test_a_module_that_its_limit_cannot_even_load_is_not_started(bench: Wa
         await bench.handler.start(plan.id)
 
 
+async def test_what_the_engine_copies_does_not_stay(bench: WasmBench, tmp_path: Path) -> None:
+    mounts = [mount(tmp_path, "/data")]
+    await bench.finish(bench.artifact(hostile.writes_much(1), mounts=mounts))
+    before = anonymous_kib()
+    assert (await bench.finish(bench.artifact(hostile.writes_much(400), mounts=mounts))).code == 0
+    assert (tmp_path / "much").stat().st_size == 400 << 16
+    await until(lambda: anonymous_kib() < before + 4096)
+
+
 async def test_nothing_of_a_container_stays_that_a_collection_could_take(bench: WasmBench) -> None:
     async def run_one() -> None:
         plan = bench.artifact(wasm.HELLO)

@@ -64,6 +64,27 @@ def described(kind: str, number: int) -> bytes:
     return b"\0asm\1\0\0\0" + b"".join(bytes([kind]) + wasm.leb(len(body)) + body for kind, body in bodies.items())
 
 
+def writes_much(pages: int) -> str:
+    """Writes a buffer of so many pages to a file of its first directory, a few times."""
+    return f"""(module
+      (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "fd_pwrite" (func $write (param i32 i32 i32 i64 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+      (memory (export "memory") {pages}) (data (i32.const 1024) "much")
+      (func $put (call $exit (call $write (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i64.const 0)
+        (i32.const 8))))
+      (func (export "_start") (local $left i32)
+        (drop (call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const 4) (i32.const 1)
+          (i64.const 64) (i64.const 64) (i32.const 0) (i32.const 32)))
+        (i32.store (i32.const 4) (i32.const {pages << 16}))
+        (local.set $left (i32.const 5))
+        (loop $more
+          (drop (call $write (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i64.const 0) (i32.const 8)))
+          (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+        (call $put)))"""
+
+
 def recurses(call: str) -> str:
     """Calls itself until the stack is used up, and `$random` or `$poll` of the host at each depth past most of it."""
     return f"""(module
