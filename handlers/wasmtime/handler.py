@@ -56,7 +56,8 @@ from handlers.wasmtime.options import WasmtimeOptions
 from handlers.wasmtime.placement import Isolation, place
 from handlers.wasmtime.refusals import refuse, refuse_in_process
 from handlers.wasmtime.run import Run
-from handlers.wasmtime.workers import WorkerExec, WorkerRun, Workers
+from handlers.wasmtime.worker_run import WorkerExec, WorkerRun
+from handlers.wasmtime.workers import Workers
 
 _SPEC: Final = "wasm.json"
 _WORK: Final = "wasm"

@@ -10,37 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal as signals
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from cri_shim.adapters.context import HandlerContext
-from cri_shim.adapters.limit_facts import limit_facts
-from cri_shim.adapters.log_sink import open_log
 from cri_shim.adapters.process_cgroup import ProcessCgroups
-from cri_shim.adapters.zygote import LeftChild, Zygote, ZygoteLostError
-from cri_shim.kernel import fs, pidfd, process, tty
-from cri_shim.kernel.byte_streams import WriteEnd
-from cri_shim.model import errors
+from cri_shim.adapters.zygote import Zygote, ZygoteLostError
+from cri_shim.kernel import fs, process, tty
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal
-from cri_shim.model.handler import ExecRequest, HandlerStats, Started, TerminalRequest
+from cri_shim.model.handler import ExecRequest, Started, TerminalRequest
 from cri_shim.model.ids import ContainerId
-from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.cgroup_plan import Driver
-from cri_shim.spec.update import change
 from handlers.wasmtime.applets.facts import Facts
 from handlers.wasmtime.guest_spec import GuestSpec, WorkerSpec
+from handlers.wasmtime.worker_channel import ANSWER_SECONDS, Channel, GoneError
+from handlers.wasmtime.worker_files import Files, noted, running, said, short_name
+from handlers.wasmtime.worker_run import LOST, WorkerExec, WorkerRun, known
 
 TASK: Final = "handlers.wasmtime.worker:run"
 EXEC_TASK: Final = "handlers.wasmtime.worker:run_exec"
@@ -53,150 +48,9 @@ _COMPONENTS: Final = (
 )
 """And what only some of them need: each of those would have 2 MiB of its own."""
 _REHEARSAL: Final = "handlers.wasmtime.rehearsal:rehearse"
-_MESSAGE: Final = 1 << 16
-_ANSWER_SECONDS: Final = 10.0
-_STATUS_SECONDS: Final = 0.5
 _SCOPE_SECONDS: Final = 1.0
 _SCOPE_PAUSE: Final = 0.02
 _KILLED: Final = 128 + signals.SIGKILL
-_LOST: Final = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """What a worker has in its container's bundle."""
-
-    bundle: Path
-
-    @property
-    def socket(self) -> Path:
-        return self.bundle / "worker.sock"
-
-    @property
-    def exit(self) -> Path:
-        return self.bundle / "worker.exit"
-
-    @property
-    def note(self) -> Path:
-        """`PID STARTTIME KILLS`: the first two name one process for ever; OOM kills that were there before it."""
-        return self.bundle / "worker.pid"
-
-    @property
-    def empty(self) -> Path:
-        return self.bundle / "empty"
-
-    def remove(self) -> None:
-        for file in (self.socket, self.exit, self.note):
-            file.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.empty.rmdir()
-
-
-class WorkerExec:
-    """An `ExecSession`."""
-
-    def __init__(self, child: LeftChild, argv: Sequence[str], terminal: int) -> None:
-        self._child = child
-        self.argv = tuple(argv)
-        self.terminal = terminal
-
-    @property
-    def pid(self) -> int:
-        """Of the process while it runs, else 0."""
-        return self._child.process.pid if self._child.process.pidfd >= 0 else 0
-
-    def end(self) -> None:
-        """The container has ended, and with it its other processes."""
-        self._child.process.kill()
-
-    async def wait(self) -> int:
-        """See `ExecSession`."""
-        await self._child.process.wait()
-        code = await _known(self._child.status)
-        if code is None:
-            return _LOST
-        return 128 - code if code < 0 else code
-
-    async def kill(self) -> None:
-        """See `ExecSession`. A module starts no processes."""
-        self._child.process.kill()
-        await self._child.process.wait()
-
-
-@dataclass(slots=True)
-class WorkerRun:
-    """`handlers.wasmtime.run.Run` of a worker."""
-
-    container_id: ContainerId
-    spec: GuestSpec
-    files: Files
-    process: process.Child
-    context: HandlerContext
-    channel: _Channel
-    watch: asyncio.Task[None] | None = None
-    killed: bool = False
-    inputs: set[WriteEnd] = field(default_factory=set)
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def worker(self) -> WorkerSpec:
-        if self.spec.worker is None:
-            msg = f"container {self.container_id} has no worker"
-            raise Internal(msg)
-        return self.spec.worker
-
-    def stop(self, signal: int) -> None:
-        """Ask for it, so that the last output gets into the log; SIGKILL is what it says."""
-        if signal == signals.SIGKILL:
-            self.killed = True
-            self.process.kill()
-        else:
-            self.channel.send({"stop": signal})
-
-    async def update(
-        self, spec: GuestSpec, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
-    ) -> None:
-        worker, cgroups = self.worker, self.context.cgroups
-
-        def apply() -> None:
-            inherited = cgroups.inherited_cpuset(worker.cgroup_parent, self.container_id)
-            limits = change(now, wanted, limit_facts(self.context), inherited)
-            ProcessCgroups(cgroups).limit(worker.cgroup_parent, self.container_id, limits)
-            if spec.worker is not None and spec.worker.oom_score_adj != worker.oom_score_adj:
-                process.set_oom_score_adj(self.process.pid, spec.worker.oom_score_adj)
-
-        await asyncio.to_thread(apply)
-        self.spec = spec
-
-    async def reopen_log(self) -> None:
-        if not self.spec.log_path:
-            return
-        fd = await asyncio.to_thread(open_log, Path(self.spec.log_path))
-        try:
-            await self.channel.ask({"log": True}, "log", fd)
-        finally:
-            os.close(fd)
-
-    async def tap(self, end: socket.socket) -> None:
-        with end:
-            async with self.asking:
-                await self.channel.ask({"tap": True}, "tap", end.fileno())
-
-    async def terminal(self) -> int:
-        if not self.spec.terminal:
-            return -1
-        async with self.asking:
-            master: int = await self.channel.ask({"terminal": True}, "terminal")
-            return master
-
-    async def end_input(self) -> None:
-        self.channel.send({"end_input": True})
-
-    def stats(self) -> HandlerStats | None:
-        return None
-
-    def info(self) -> Mapping[str, object]:
-        return {"pid": self.process.pid}
 
 
 class Workers:
@@ -240,7 +94,7 @@ class Workers:
             run.channel.close()
             run.process.kill()
             await run.process.wait()
-            if isinstance(error, _GoneError):
+            if isinstance(error, GoneError):
                 raise await self._why_gone(run, status) from None
             raise
         self._watch(run, ended, status)
@@ -251,11 +105,11 @@ class Workers:
     ) -> WorkerRun | Exit:
         """The running worker of an earlier daemon, or how it has ended meanwhile."""
         files = Files(self._context.layout.bundle(container_id))
-        child = await asyncio.to_thread(_running, files)
+        child = await asyncio.to_thread(running, files)
         if child is None:
             return await asyncio.to_thread(self._exit, container_id, spec.worker, files)
         try:
-            channel = _Channel.connect(files)
+            channel = Channel.connect(files)
         except OSError:  # it has just ended
             child.kill()
             await child.wait()
@@ -296,7 +150,7 @@ class Workers:
             try:
                 await asyncio.to_thread(self._place_exec, child.process.pid, container_id, spec.worker)
                 if master >= 0:
-                    await asyncio.to_thread(tty.wait_for_owner, master, _ANSWER_SECONDS)
+                    await asyncio.to_thread(tty.wait_for_owner, master, ANSWER_SECONDS)
                 os.write(go, b"g")
             except BaseException:
                 child.process.kill()
@@ -336,7 +190,7 @@ class Workers:
     def remove(self, container_id: ContainerId, cgroup_parent: str) -> None:
         """Kill what runs, remove cgroup and files. Blocks. Gone is success; DeadlineExceeded when it does not die."""
         files, cgroups = Files(self._context.layout.bundle(container_id)), self._context.cgroups
-        note = _note(files)
+        note = noted(files)
         if note is not None and process.is_alive(note.pid, note.started):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(note.pid, signals.SIGKILL)
@@ -361,7 +215,7 @@ class Workers:
             "compiled": str(compiled),
             "empty": str(opened.files.empty),
         }
-        channel = _Channel(opened.connection)
+        channel = Channel(opened.connection)
         try:
             try:
                 child = await self._zygote(spec).leave(TASK, arguments, opened.descriptors)
@@ -382,7 +236,7 @@ class Workers:
 
     async def _why_gone(self, run: WorkerRun, status: asyncio.Future[int]) -> CriShimError:
         """What ended a worker before its module ran, which has had no output yet."""
-        code = await _known(status)
+        code = await known(status)
         told = await asyncio.to_thread(self._unsaid, run.container_id, run.worker, run.files, code)
         hint = "loading a module takes memory too, in a process of its own within the limit"
         msg = f"the Wasm module could not be started: {told.message}"
@@ -391,9 +245,9 @@ class Workers:
     def _watch(self, run: WorkerRun, ended: Callable[[Exit], None], status: asyncio.Future[int] | None) -> None:
         async def watch() -> None:
             await run.process.wait()
-            told = await asyncio.to_thread(_said, run.files)
+            told = await asyncio.to_thread(said, run.files)
             if told is None:  # then only does it matter what the zygote says, which has to reap it first
-                code = await _known(status)
+                code = await known(status)
                 told = await asyncio.to_thread(self._unsaid, run.container_id, run.worker, run.files, code)
             run.channel.close()
             if run.killed and told.reason is Reason.UNKNOWN:
@@ -404,7 +258,7 @@ class Workers:
 
     def _exit(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files) -> Exit:
         """Of one that ended while no daemon was there."""
-        return _said(files) or self._unsaid(container_id, worker, files, None)
+        return said(files) or self._unsaid(container_id, worker, files, None)
 
     def _unsaid(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files, code: int | None) -> Exit:
         """How it was killed."""
@@ -414,10 +268,10 @@ class Workers:
         if code is not None and code < 0:
             name = signals.Signals(-code).name
             return Exit(code=128 - code, at=at, reason=Reason.ERROR, message=f"the worker was ended by {name}")
-        return Exit(code=_LOST, at=at, reason=Reason.UNKNOWN, message="the worker is gone and left no exit status")
+        return Exit(code=LOST, at=at, reason=Reason.UNKNOWN, message="the worker is gone and left no exit status")
 
     def _was_out_of_memory(self, container_id: ContainerId, worker: WorkerSpec, files: Files) -> bool:
-        cgroups, note = self._context.cgroups, _note(files)
+        cgroups, note = self._context.cgroups, noted(files)
         if cgroups.driver is Driver.SYSTEMD and note is not None:  # the scope has gone, and its counter with it
             return cgroups.oom_killed_since(worker.cgroup_parent, container_id, note.oom_kills)
         return bool(cgroups.oom_kills(worker.cgroup_parent, container_id))
@@ -433,7 +287,7 @@ class _Opened:
         self.files = files
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            listener.bind(_short(files.socket, stack))
+            listener.bind(short_name(files.socket, stack))
             listener.listen()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             exit_fd = os.open(files.exit, flags, 0o600)
@@ -448,92 +302,6 @@ class _Opened:
 
     def close(self) -> None:
         self._stack.close()
-
-
-@dataclass(slots=True)
-class _Channel:
-    """The daemon's end of a connection. One question of a kind at a time."""
-
-    sock: socket.socket
-    _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
-    _early: dict[str, Any] = field(default_factory=dict)
-    _closed: bool = False
-
-    @classmethod
-    def connect(cls, files: Files) -> _Channel:
-        """OSError when nobody listens."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with contextlib.ExitStack() as stack:
-                sock.connect(_short(files.socket, stack))
-        except OSError:
-            sock.close()
-            raise
-        return cls(sock)
-
-    def listen(self) -> None:
-        """What comes is taken from now on."""
-        self.sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._receive)
-
-    def send(self, request: Mapping[str, object], *fds: int) -> None:
-        """The worker may have gone: its pidfd tells."""
-        if not self._closed:
-            with contextlib.suppress(OSError):
-                socket.send_fds(self.sock, [json.dumps(request).encode()], fds)
-
-    async def ask(self, request: Mapping[str, object], key: str, *fds: int) -> Any:
-        self.send(request, *fds)
-        return await self.answer(key)
-
-    async def answer(self, key: str) -> Any:
-        """Wait for a message with this key. FailedPrecondition when the worker has gone, or what it says instead."""
-        if key in self._early:
-            return self._early.pop(key)
-        if self._closed:
-            raise _gone()
-        waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await waiting
-        except TimeoutError:
-            msg = f"the Wasm worker did not answer within {_ANSWER_SECONDS:g} s"
-            raise DeadlineExceeded(msg) from None
-        finally:
-            self._waiting.pop(key, None)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            asyncio.get_running_loop().remove_reader(self.sock.fileno())
-            self.sock.close()
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(_gone())
-
-    def _receive(self) -> None:
-        fds: list[int] = []
-        try:
-            data, fds, _, _ = socket.recv_fds(self.sock, _MESSAGE, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        for key, value in json.loads(data).items():
-            answer = fds.pop() if fds else value
-            if key == "failed":
-                for waiting in self._waiting.values():
-                    if not waiting.done():
-                        waiting.set_exception(_failure(*value))
-            elif (found := self._waiting.get(key)) is not None and not found.done():
-                found.set_result(answer)
-            elif answer is value:
-                self._early[key] = value
-            else:  # whoever asked has gone
-                os.close(answer)
 
 
 def _standard_streams(request: ExecRequest | TerminalRequest, opened: contextlib.ExitStack) -> tuple[list[int], int]:
@@ -563,64 +331,3 @@ def _exec_places(files: Files, netns: str, opened: contextlib.ExitStack) -> list
     namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     opened.callback(os.close, namespace)
     return [namespace]
-
-
-def _failure(name: str, cause: str, hint: str) -> CriShimError:
-    kind = getattr(errors, name, Internal)
-    error: CriShimError = kind(cause, hint=hint)
-    return error
-
-
-class _GoneError(FailedPrecondition):
-    """The worker has ended."""
-
-
-def _gone() -> CriShimError:
-    return _GoneError("the Wasm worker has ended")
-
-
-def _short(path: Path, stack: contextlib.ExitStack) -> str:
-    """A name for a socket that fits into its address, which has 108 bytes (unix(7))."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, directory)
-    return f"/proc/self/fd/{directory}/{path.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    pid: int
-    started: int
-    oom_kills: int = 0
-
-
-def _note(files: Files) -> _Note | None:
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        return _Note(*map(int, files.note.read_text(encoding="ascii").split()))
-    return None
-
-
-def _running(files: Files) -> process.Child | None:
-    """The worker that the note names, if it still runs."""
-    noted = _note(files)
-    if noted is None:
-        return None
-    with contextlib.suppress(ProcessLookupError):
-        fd = pidfd.open_pidfd(noted.pid)
-        if process.process_start_time(noted.pid) == noted.started:
-            return process.Child(noted.pid, fd)
-        os.close(fd)
-    return None
-
-
-def _said(files: Files) -> Exit | None:
-    """The end as the worker has written it down, if it came to that."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(files.exit.read_bytes(), type=Exit)
-    return None
-
-
-async def _known(status: asyncio.Future[int] | None) -> int | None:
-    if status is None:
-        return None
-    await asyncio.wait((status,), timeout=_STATUS_SECONDS)
-    return status.result() if status.done() and not status.cancelled() else None
