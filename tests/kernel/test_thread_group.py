@@ -90,7 +90,7 @@ class Member:
     def __init__(self, group: ThreadGroup, shares: int) -> None:
         self._group, self._shares = group, shares
         self._inside, self._end = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a test that fails leaves it
         self._thread.start()
         self._inside.wait()
         self.id = self._thread.native_id or 0
