@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from cri_shim.pb import api_pb2 as pb
 from scripts.bench.bed import bed
 from scripts.bench.report import percentile
+from scripts.bench.wasm import HANDLERS, PLACEMENTS
 from tests.support import wasm as guests
 from tests.support.cri import Cri, container_config
 from tests.support.daemon import Daemon
 
-HANDLERS = {"wasm": {"kind": "wasmtime"}, "isolated": {"kind": "wasmtime", "isolation": "process"}}
-PLACEMENTS = {"in process": "wasm", "isolated": "isolated"}
 KINDS = {
     "sleep": guests.SLEEP,
     "poll": guests.ASKER,
