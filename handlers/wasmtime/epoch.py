@@ -12,7 +12,8 @@ from typing import Any, Final
 import wasmtime
 from wasmtime import _ffi as ffi
 
-_ENDED: Final = b"ended"
+from handlers.wasmtime.c_interface import ENDED, NO_FINALIZER, new_error
+
 _CONTINUE: Final = 0
 """`WASMTIME_UPDATE_DEADLINE_CONTINUE` (wasmtime/store.h): run on at once."""
 _KIND: Final = ctypes.CFUNCTYPE(
@@ -22,7 +23,6 @@ _KIND: Final = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_uint64),
     ctypes.POINTER(ffi.wasmtime_update_deadline_kind_t),
 )
-_NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 
 def callback(goes_on: Callable[[int], bool]) -> Any:
@@ -35,12 +35,12 @@ def callback(goes_on: Callable[[int], bool]) -> Any:
         if goes_on(number):
             further[0], kind[0] = 1, _CONTINUE
             return 0
-        return ctypes.cast(ffi.wasmtime_error_new(_ENDED), ctypes.c_void_p).value or 0
+        return new_error(ENDED)
 
     return _KIND(at_epoch)
 
 
 def watch(store: wasmtime.Store, made: Any, number: int) -> None:
     """Have the store call it at each epoch, from the next one."""
-    ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), made, number, _NO_FINALIZER)
+    ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), made, number, NO_FINALIZER)
     store.set_epoch_deadline(1)

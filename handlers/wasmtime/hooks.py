@@ -22,17 +22,18 @@ from typing import Any, Final, Protocol
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from handlers.wasmtime import epoch, poll, quick
+from handlers.wasmtime import epoch, poll
+from handlers.wasmtime.c_interface import ENDED, NO_FINALIZER, quick_function
 from handlers.wasmtime.errnos import Errno
 from handlers.wasmtime.socket_calls import PARAMETERS, Calls, function
 from handlers.wasmtime.sockets import Stopped
 
-_export: Final = quick.function(
+_export: Final = quick_function(
     "wasmtime_caller_export_get", ctypes.c_bool, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p
 )
-_context: Final = quick.function("wasmtime_caller_context", ctypes.c_void_p, ctypes.c_void_p)
-_memory_size: Final = quick.function("wasmtime_memory_data_size", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
-_memory_data: Final = quick.function("wasmtime_memory_data", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_context: Final = quick_function("wasmtime_caller_context", ctypes.c_void_p, ctypes.c_void_p)
+_memory_size: Final = quick_function("wasmtime_memory_data_size", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+_memory_data: Final = quick_function("wasmtime_memory_data", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 _MODULE: Final = b"wasi_snapshot_preview1"
 _MEMORY: Final = b"memory"
@@ -199,13 +200,11 @@ def _goes_on(number: int) -> bool:
 
 
 def _trap() -> int:
-    trap = ffi.wasmtime_trap_new(_ENDED, len(_ENDED))
+    trap = ffi.wasmtime_trap_new(ENDED, len(ENDED))
     return ctypes.cast(trap, ctypes.c_void_p).value or 0
 
 
-_ENDED: Final = b"ended"
 _AT_EPOCH: Final = epoch.callback(_goes_on)
-_NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _HOOKS: Final = (
     # Name, numbers of i32 parameters and results, implementation.
     (b"proc_exit", 1, 0, _callback(_proc_exit)),
@@ -262,7 +261,7 @@ def _define(
         # Of this engine: a type that another engine has seen aborts the process.
         signature = wasmtime.FuncType(_i32s(parameters), _i32s(results))
         error: Any = ffi.wasmtime_linker_define_func_unchecked(
-            linker.ptr(), module, len(module), name, len(name), signature.ptr(), callback, number, _NO_FINALIZER
+            linker.ptr(), module, len(module), name, len(name), signature.ptr(), callback, number, NO_FINALIZER
         )
         if error:
             raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do

@@ -14,17 +14,12 @@ from typing import Any, Final
 import wasmtime
 from wasmtime import _ffi as ffi
 
+from handlers.wasmtime.c_interface import function
+
 ADDRESS: Final = ctypes.c_void_p
 SIZE: Final = ctypes.c_size_t
 TEXT: Final = ctypes.c_char_p
 TRUTH: Final = ctypes.c_bool
-
-
-def function(name: str, result: object, *parameters: object) -> Any:
-    """A function of the engine's for numbers. Not the library's own object of it, whose types take none."""
-    found: Any = ffi.dll[name]
-    found.restype, found.argtypes = result, parameters
-    return found
 
 
 _deserialize_file: Final = function("wasmtime_module_deserialize_file", ADDRESS, ADDRESS, TEXT, ADDRESS)

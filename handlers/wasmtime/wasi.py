@@ -13,8 +13,9 @@ from typing import Final
 import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
+from handlers.wasmtime.c_interface import function
 from handlers.wasmtime.guest_spec import GuestSpec
-from handlers.wasmtime.native import ADDRESS, SIZE, TEXT, TRUTH, error, function
+from handlers.wasmtime.native import ADDRESS, SIZE, TEXT, TRUTH, error
 from handlers.wasmtime.output import Streams
 
 _new: Final = function("wasi_config_new", ADDRESS)

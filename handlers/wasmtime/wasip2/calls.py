@@ -16,6 +16,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime import component
 
+from handlers.wasmtime.c_interface import ENDED, NO_FINALIZER, new_error
 from handlers.wasmtime.sockets import Stopped
 from handlers.wasmtime.wasip2 import quick_calls as quick
 from handlers.wasmtime.wasip2.interface import Exited, Failure, Function, Trap
@@ -23,7 +24,6 @@ from handlers.wasmtime.wasip2.resources import Resource, Table
 from handlers.wasmtime.wasip2.values import Codec, Context, codec
 from handlers.wasmtime.wasip2.world import World
 
-_ENDED: Final = b"ended"
 _bound: Final[dict[int, _Bound]] = {}
 _worlds: Final[dict[int, World]] = {}
 _numbers: Final = itertools.count(1)
@@ -86,14 +86,14 @@ def _call(number: int, pointer: Any, kind: Any, arguments: Any, _count: int, res
         bound.run(signature, Context(pointer, running.table), arguments, results)
     except Exited as exited:
         running.instance.leave(exited.code)
-        return _error(_ENDED)
+        return new_error(ENDED)
     except Stopped:
-        return _error(_ENDED)
+        return new_error(ENDED)
     except Trap as trap:
-        return _error(str(trap).encode())
+        return new_error(str(trap).encode())
     except Exception as error:  # noqa: BLE001  C cannot take it; the guest ends and says so
         running.instance.fail(error)
-        return _error(_ENDED)
+        return new_error(ENDED)
     return 0
 
 
@@ -103,22 +103,17 @@ def _drop(number: int, _context: Any, resource: int) -> int:
     try:
         world.table.drop(resource)
     except Stopped:
-        return _error(_ENDED)
+        return new_error(ENDED)
     except Trap as trap:
-        return _error(str(trap).encode())
+        return new_error(str(trap).encode())
     except Exception as error:  # noqa: BLE001  as above
         world.running.instance.fail(error)
-        return _error(_ENDED)
+        return new_error(ENDED)
     return 0
-
-
-def _error(text: bytes) -> int:
-    return ctypes.cast(ffi.wasmtime_error_new(text), ctypes.c_void_p).value or 0
 
 
 _CALL: Final = ffi.wasmtime_component_func_callback_t(_call)
 _DROP: Final = ffi.wasmtime_component_resource_destructor_t(_drop)
-_NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 
 class Definer:
@@ -139,7 +134,7 @@ class Definer:
         text = name.encode()
         _check(
             ffi.wasmtime_component_linker_instance_add_func(
-                instance.ptr(), text, len(text), _CALL, number, _NO_FINALIZER
+                instance.ptr(), text, len(text), _CALL, number, NO_FINALIZER
             )
         )
 
@@ -148,7 +143,7 @@ class Definer:
         kind, text = component.ResourceType.host(cls.TYPE), name.encode()
         _check(
             ffi.wasmtime_component_linker_instance_add_resource(
-                instance.ptr(), text, len(text), kind.ptr(), _DROP, self._number, _NO_FINALIZER
+                instance.ptr(), text, len(text), kind.ptr(), _DROP, self._number, NO_FINALIZER
             )
         )
 
