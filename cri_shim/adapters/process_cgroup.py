@@ -31,9 +31,29 @@ class ProcessCgroups:
     def __init__(self, cgroups: Cgroups) -> None:
         self._cgroups = cgroups
         self._version = 2 if cgroups.host.version is Version.V2 else 1
+        # On a hybrid host nothing is limited in the unified hierarchy, where it stays, as a conmon does.
+        hierarchies = cgroups.host.hierarchies
+        self._roots = [root for root in hierarchies if self._version > 1 or root != cgroups.host.unified]
 
     def enter(self, pid: int, parent: str, container_id: str, resources: Json) -> None:
-        """Make the cgroup with the limits of `linux.resources` (OCI), and move a process of one thread in.
+        """`make`, and move a process of one thread in if it is not."""
+        self.make(pid, parent, container_id, resources)
+        if self.doors(parent, container_id):
+            self.join(pid, parent, container_id)
+
+    def doors(self, parent: str, container_id: str) -> list[str]:
+        """To each of these files a process of one thread writes "0" after `make`, and has moved itself in.
+
+        None = `make` has moved it. Who is moved by another, or with all threads that he may have, has the kernel wait
+        until no CPU is in the middle of a fork: 10 ms where nobody has been moved lately (cgroup_procs_write_start).
+        """
+        if self._version > 1:
+            return []
+        place = cgroup_dir(parent, container_id, self._cgroups.driver)
+        return [str(root / place / "tasks") for root in self._roots]
+
+    def make(self, pid: int, parent: str, container_id: str, resources: Json) -> None:
+        """Make the cgroup with the limits of `linux.resources` (OCI), for a process that moves in by `doors`.
 
         FailedPrecondition names what is refused, OSError says what failed. What was made stays then:
         `Cgroups.remove` takes it away.
@@ -42,14 +62,15 @@ class ProcessCgroups:
         wanted = settings(resources, self._version)
         if self._cgroups.driver is Driver.SYSTEMD:
             self._start_scope(pid, parent, container_id, wanted)
-        for root in self._cgroups.host.hierarchies:
+        for root in self._roots:
             if self._version > 1 and self._cgroups.driver is Driver.CGROUPFS:
                 _enable_controllers(root, place)
             (root / place).mkdir(parents=True, exist_ok=True)
         if self._version == 1 and "cpuset" in self._cgroups.host.controllers:
             _inherit_cpuset(self._cgroups.host.controllers["cpuset"], place)
         self._write(place, wanted)
-        self._move(pid, place)
+        if self._version > 1:
+            self._move(pid, place)
 
     def join(self, pid: int, parent: str, container_id: str) -> None:
         """Move a further process of one thread in. OSError."""
@@ -86,7 +107,7 @@ class ProcessCgroups:
         return scope_limits(wanted) if self._version > 1 else {}
 
     def _move(self, pid: int, place: str) -> None:
-        for root in self._cgroups.host.hierarchies:
+        for root in self._roots:
             (root / place / "cgroup.procs").write_text(str(pid))
 
     def _check_room(self, place: str, wanted: Sequence[Setting]) -> None:

@@ -28,7 +28,7 @@ from cri_shim.model.ids import ContainerId
 from handlers.wasmtime.engine import Made, new_engine
 from handlers.wasmtime.guest import Services
 from handlers.wasmtime.quota import Throttle
-from handlers.wasmtime.worker import NOBODY, NOTHING, SPECS, Worker, prepare_worker
+from handlers.wasmtime.worker import NOBODY, NOTHING, SPECS, Worker, move_into, prepare_worker
 
 _LARGEST: Final = 512
 """Bytes; what is larger is the C library's."""
@@ -109,6 +109,7 @@ def _run(spec: bytes, compiled: str) -> None:
         opened.callback(prepared.pump.close)
         prepared.worker.begin(worker.fileno(), listener.fileno(), -1)
         opened.callback(prepared.worker.end)
+        move_into(os.devnull)
         prepared.guest.assign(ContainerId("rehearsal"), SPECS.decode(spec), compiled, prepared.program)
         with suppress(_Over):
             prepared.worker.serve(prepared.guest, prepared.pump)

@@ -1,8 +1,8 @@
 """A worker: the process of one container, forked by a zygote that has imported this module. Not for the daemon.
 
-    go ─▶ network, mounts ─▶ link: open module, log, directories ─▶ chroot, become the user ─▶ run ─▶ exit file ─▶ exit
+    go ─▶ cgroup, network, mounts ─▶ link: module, log, directories ─▶ chroot, become the user ─▶ run ─▶ exit file
 
-The daemon places it in its cgroup before `go`, and talks to it by one datagram per request and answer (JSON); a later
+The daemon makes its cgroup before `go`, and talks to it by one datagram per request and answer (JSON); a later
 daemon connects anew. The worker outlives both. Each page that it writes to it has a copy of, and Python writes to
 whatever it calls, looks up or makes: so what can be made before the fork is, and what comes after is plain. Invariant:
 when the guest's first instruction runs, the process has the container's identity and no way back; when the exit file is
@@ -59,7 +59,8 @@ _CANNOT_EXECUTE: Final = 126
 
 
 def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
-    """Arguments: `id`, `spec` (a `GuestSpec`, JSON), `compiled` (a path), `empty` (a directory to be shut up in).
+    """Arguments: `id`, `spec` (a `GuestSpec`, JSON), `compiled` (a path), `empty` (a directory to be shut up in),
+    `cgroups` (`ProcessCgroups.doors`).
 
     Descriptors: the daemon's connection, the listening socket, the exit file, and the network namespace if it is not
     the host's.
@@ -74,6 +75,8 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     worker.begin(daemon, listener, exit_fd)
     worker.spec, worker.empty = spec.worker, empty
     try:
+        for file in arguments["cgroups"]:
+            move_into(file)
         _enter(spec, spec.worker, namespaces, empty)
     except OSError as error:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
@@ -170,6 +173,13 @@ def _shut_up(spec: WorkerSpec, empty: str) -> None:
     os.chroot(empty)
     os.chdir("/")
     credentials.become(spec.uid, spec.gid, spec.groups, spec.capabilities)
+
+
+def move_into(cgroup: str) -> None:
+    """Move this process, by a file that moves the thread which writes to it: there is one."""
+    fd = os.open(cgroup, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"0")
+    os.close(fd)
 
 
 def _enter(spec: GuestSpec, worker: WorkerSpec, namespaces: Sequence[int], empty: str) -> None:

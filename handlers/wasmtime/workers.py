@@ -1,6 +1,6 @@
 """Containers in worker processes: start one, talk to it, find it again after a restart of the daemon.
 
-    cgroup ─▶ fork ─▶ into the cgroup, note ─▶ go ─▶ started │ … │ ended (pidfd) ─▶ exit file, OOM facts ─▶ Exit
+    fork ─▶ cgroup, note ─▶ go ─▶ into the cgroup ─▶ started │ … │ ended (pidfd) ─▶ exit file, OOM facts ─▶ Exit
 
 Not what runs there (`handlers.wasmtime.worker`). Invariant: everything about a worker is in its container's bundle, so
 that a later daemon takes it over, and removes it, by id.
@@ -214,6 +214,7 @@ class Workers:
             "spec": msgspec.json.encode(msgspec.structs.replace(spec, identity=None)).decode(),
             "compiled": str(compiled),
             "empty": str(opened.files.empty),
+            "cgroups": [] if spec.worker is None else self._cgroups.doors(spec.worker.cgroup_parent, container_id),
         }
         channel = Channel(opened.connection)
         try:
@@ -232,7 +233,7 @@ class Workers:
         kills = self._context.cgroups.unclaimed_oom_kills(worker.cgroup_parent, run.container_id)
         note = f"{pid} {process.process_start_time(pid) or 0} {kills}"
         fs.atomic_write(run.files.note, note.encode(), 0o600)
-        self._cgroups.enter(pid, worker.cgroup_parent, run.container_id, worker.limits)
+        self._cgroups.make(pid, worker.cgroup_parent, run.container_id, worker.limits)
 
     async def _why_gone(self, run: WorkerRun, status: asyncio.Future[int]) -> CriShimError:
         """What ended a worker before its module ran, which has had no output yet."""

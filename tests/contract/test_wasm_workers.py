@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cri_shim.adapters.process_cgroup import ProcessCgroups
 from cri_shim.kernel import namespaces
 from cri_shim.model.container import Exit, Reason, User
 from cri_shim.model.errors import FailedPrecondition
@@ -122,6 +124,9 @@ async def test_limits_are_those_of_its_cgroup(bench: WasmBench) -> None:
     plan = await bench.begin(bench.artifact(wasm.SLEEP, linux=linux))
     pid = pid_of(bench, plan)
     assert bench.cgroups.processes(bench.cgroup_parent, plan.id) == [pid]
+    where = Path(f"/proc/{pid}/cgroup").read_text()
+    for name in bench.cgroups.host.controllers:
+        assert re.search(rf":(.+,)?{name}(,.+)?:.*/{plan.id}\n", where)
     assert bench.cgroups.memory_limit(bench.cgroup_parent, plan.id) == 16 << 20
     cpu = bench.cgroups.host.controllers["cpu"] / bench.cgroup_parent.strip("/") / plan.id
     assert (cpu / "cpu.cfs_quota_us").read_text() == "5000\n"
@@ -138,6 +143,18 @@ async def test_limits_are_those_of_its_cgroup(bench: WasmBench) -> None:
     assert bench.cgroups.memory_limit(bench.cgroup_parent, plan.id) == 32 << 20
     assert (cpu / "cpu.cfs_quota_us").read_text() == "-1\n"
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "600\n"
+
+
+async def test_a_cgroup_that_it_cannot_enter_is_named_and_nothing_runs(
+    bench: WasmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProcessCgroups, "doors", lambda *_: ["/sys/fs/cgroup/gone/tasks"])
+    plan = bench.artifact(wasm.SLEEP)
+    await bench.handler.create(plan)
+    with pytest.raises(FailedPrecondition, match=r"cannot make the Wasm worker: .*'/sys/fs/cgroup/gone/tasks'"):
+        await bench.handler.start(plan.id)
+    await bench.handler.delete(plan.id, bench.cgroup_parent)
+    assert list(plan.bundle.iterdir()) == []
 
 
 async def test_a_refused_limit_is_named_and_nothing_runs(bench: WasmBench) -> None:
