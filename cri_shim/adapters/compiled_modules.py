@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from cri_shim.adapters.content import disk_errors
+from cri_shim.adapters.full_disk import disk_errors
 from cri_shim.adapters.store import Table
 from cri_shim.kernel import fs
 from cri_shim.model.ids import Digest, ImageId, digest_hex

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import re
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from cri_shim.adapters.full_disk import disk_errors
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.kernel import fs
 from cri_shim.model.errors import ResourceExhausted
@@ -28,24 +28,6 @@ from cri_shim.wire.registry import Failure, RegistryError
 _LAYOUT_FILE: Final = b'{"imageLayoutVersion": "1.0.0"}\n'
 _CHUNK: Final = 1 << 20
 _NAME: Final = re.compile("[0-9a-f]{64}")
-NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Generator[None]:
-    """Turn "disk full" into a ResourceExhausted that names the file system."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise disk_full(path) from error
-        raise
-
-
-def disk_full(path: Path) -> ResourceExhausted:
-    """The error for a file system without room."""
-    hint = "remove images that are not used, or give it more space"
-    return ResourceExhausted(f"no space left on the file system of {path}", hint=hint)
 
 
 class WrongContentError(RegistryError):

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
-from cri_shim.adapters.content import Ingest, WrongContentError, disk_errors
+from cri_shim.adapters.content import Ingest, WrongContentError
+from cri_shim.adapters.full_disk import disk_errors
 from cri_shim.adapters.registry import MAX_MANIFEST, Document
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.zygote import TaskError, Zygote

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cri_shim.adapters.content import NO_SPACE, disk_errors, disk_full
+from cri_shim.adapters.full_disk import NO_SPACE, disk_errors, disk_full
 from cri_shim.adapters.shielded import to_the_end
 from cri_shim.adapters.zygote import TaskError, Zygote, ZygoteLostError
 from cri_shim.kernel import fs
@@ -151,8 +151,14 @@ class Layers:
         await self._remove(unpacked.directory)
 
     async def remove(self, number: int) -> None:
-        """Remove a committed layer; gone is success."""
-        await self._remove(self._layout.layer(number))
+        """Remove a committed layer; gone is success.
+
+        Complete it is no more from the first moment: its row may still be there, on a full disk, when the daemon dies.
+        """
+        going = self._layout.layers / f"{number}.tmp"
+        with contextlib.suppress(FileNotFoundError):
+            await to_the_end(asyncio.to_thread(self._layout.layer(number).rename, going))
+        await self._remove(going)
 
     async def has_plain_root(self, record: LayerRecord) -> bool:
         """True when the root directory is as it is without an entry for it: 0755, root, no xattrs."""

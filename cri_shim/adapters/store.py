@@ -7,7 +7,8 @@ up. Invariant: a record is visible only after it is persisted.
 One thread owns the connection. It takes all changes that have queued up since its last commit into one transaction, so
 a burst of pod creations costs a few commits. WAL with `synchronous=NORMAL`: a killed daemon loses nothing; a power cut
 may lose the last commits, and with them everything that they described is gone too. The WAL has its room on the disk
-from the start: on a full one pods are still stopped and removed, which is how it gets room again.
+from the start: on a full one pods are still stopped and removed, which is how it gets room again. Where even that is
+taken, what is gone is forgotten nevertheless, and its row goes as soon as there is room.
 """
 
 # mypy: disable-error-code="explicit-override"
@@ -19,18 +20,22 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
 
+from cri_shim.adapters.full_disk import disk_full
+from cri_shim.log import get_logger
 from cri_shim.model.container import ContainerRecord
 from cri_shim.model.errors import FailedPrecondition, ResourceExhausted
 from cri_shim.model.ids import ContainerId, Digest, ImageId, PodId
 from cri_shim.model.image import ImageRecord, LayerRecord, UnfinishedPull
 from cri_shim.model.pod import PodRecord
+
+log = get_logger()
 
 SCHEMA = 1
 WAL_BYTES = 5 << 20
@@ -58,13 +63,22 @@ class _Commit(asyncio.Future[None]):
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """One change of one row (`body` None = delete). `settle` is called in `loop`, with the error if there is one."""
+    """One change of one row (`body` None = delete). `settle` is called in `loop`, with the error if there is one.
+
+    `owed`: when it fails it is made up for after one that does not.
+    """
 
     table: str
     key: str
     body: bytes | None
     loop: asyncio.AbstractEventLoop
     settle: Callable[[Exception | None], None]
+    owed: bool = False
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Which row of the database."""
+        return self.table, self.key
 
     def statement(self) -> tuple[str, tuple[object, ...]]:
         # The table is one of our constants; only values come from outside.
@@ -118,19 +132,32 @@ class Table(Generic[K, R]):
         if key in self._records or key in self._pending:
             await self._write(key, None)
 
-    async def _write(self, key: K, record: R | None) -> None:
+    async def forget(self, key: K) -> None:
+        """Remove the record of what is gone, or will be next: nobody sees it any more, whatever becomes of its row.
+
+        A row that cannot be deleted now is deleted later, if need be by who finds at the next start that it describes
+        nothing.
+        """
+        if self._records.pop(key, None) is None and key not in self._pending:
+            return
+        try:
+            await self._write(key, None, owed=True)
+        except ResourceExhausted as error:
+            log.warning("a record is forgotten and still in the database", table=self._name, key=key, error=str(error))
+
+    async def _write(self, key: K, record: R | None, *, owed: bool = False) -> None:
         self._pending[key] = record
         body = None if record is None else self._encoder.encode(record)
         committed = _Commit()
 
         def settle(error: Exception | None) -> None:
-            self._settle(key, record, error)
+            self._settle(key, record, None if owed else error)
             if error is None:
                 committed.set_result(None)
             else:
                 committed.set_exception(error)
 
-        self._writer.write(_Write(self._name, key, body, committed.get_loop(), settle))
+        self._writer.write(_Write(self._name, key, body, committed.get_loop(), settle, owed))
         await committed
 
     def _settle(self, key: K, record: R | None, error: Exception | None) -> None:
@@ -158,8 +185,10 @@ class Table(Generic[K, R]):
 class _Writer:
     """The thread that owns the connection."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, directory: Path) -> None:
         self._connection = connection
+        self._directory = directory
+        self._owed: dict[tuple[str, str], _Write] = {}
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
@@ -186,10 +215,26 @@ class _Writer:
                 self._commit(writes)
             if batch[-1] is None:
                 break
+        self._make_up()
         self._connection.close()
 
     def _commit(self, batch: list[_Write]) -> None:
-        error: Exception | None = None
+        error = self._transact(batch)
+        if error is None:
+            for write in batch:
+                self._owed.pop(write.row, None)
+            self._make_up()
+        else:
+            self._owed.update((write.row, write) for write in batch if write.owed)
+        # A closed loop has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            batch[0].loop.call_soon_threadsafe(_settle, batch, error)
+
+    def _make_up(self) -> None:
+        if self._owed and self._transact(tuple(self._owed.values())) is None:
+            self._owed.clear()
+
+    def _transact(self, batch: Sequence[_Write]) -> ResourceExhausted | None:
         try:
             with self._connection:
                 if len(batch) > 1:  # a statement alone is a transaction, at a third of the steps
@@ -197,11 +242,11 @@ class _Writer:
                 for write in batch:
                     self._connection.execute(*write.statement())
         except sqlite3.Error as failure:
+            if getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                return disk_full(self._directory)
             msg = f"cannot write the database: {failure}"
-            error = ResourceExhausted(msg, hint="check the space and the health of the disk that holds `root`")
-        # A closed loop has nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            batch[0].loop.call_soon_threadsafe(_settle, batch, error)
+            return ResourceExhausted(msg, hint="check the space and the health of the disk that holds `root`")
+        return None
 
 
 def _settle(batch: list[_Write], error: Exception | None) -> None:
@@ -218,8 +263,8 @@ def _reserve(wal: Path) -> None:
 class Store:
     """The tables. Open with `Store.open`, in a thread; close when no write is under way."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._writer = _Writer(connection)
+    def __init__(self, connection: sqlite3.Connection, directory: Path) -> None:
+        self._writer = _Writer(connection, directory)
         self.pods: Table[PodId, PodRecord] = Table("pods", PodRecord, self._writer)
         self.containers: Table[ContainerId, ContainerRecord] = Table("containers", ContainerRecord, self._writer)
         self.images: Table[ImageId, ImageRecord] = Table("images", ImageRecord, self._writer)
@@ -241,7 +286,7 @@ class Store:
             raise FailedPrecondition(msg) from error
         try:
             _prepare(connection, path)
-            store = cls(connection)
+            store = cls(connection, path.parent)
         except BaseException:
             connection.close()
             raise

@@ -47,7 +47,6 @@ class ImageCollector:
     """Unix time, ns."""
     _held: Counter[Digest] = field(default_factory=Counter)
     _removal: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _given_up: set[Digest] = field(default_factory=set)
     _expiry: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -81,7 +80,7 @@ class ImageCollector:
             unused = (digest for digest in digests if digest not in layers)
             records = [record for digest in unused if (record := self.layer_records.get(digest)) is not None]
             for record in records:
-                await self.layer_records.delete(record.key)
+                await self.layer_records.forget(record.key)
         await self.modules.drop_unused(digests)
         # Out of the lock: without its record nobody can find the directory, and a large one takes seconds.
         for record in records:
@@ -90,17 +89,21 @@ class ImageCollector:
     async def repair(self) -> None:
         """At the start: make records and disk agree again, whatever moment the last daemon died at.
 
-        Images whose content is not there any more lose their record (the kubelet pulls them again); content that
-        nobody names is removed. What unfinished pulls name stays, for the next attempt.
+        Images whose content is not there any more lose their record (the kubelet pulls them again), and so do
+        unfinished pulls of which nothing is there; content that nobody names is removed. What unfinished pulls name
+        stays, for the next attempt.
         """
         await self.content.open()
         numbers = await self.layers.open(self.layer_records.values())
         for layer in self.layer_records.values():
             if layer.number not in numbers:
-                await self.layer_records.delete(layer.key)
+                await self.layer_records.forget(layer.key)
         for image in self.images.values():
             if not self._is_complete(image):
-                await self.images.delete(image.key)
+                await self.images.forget(image.key)
+        for pull in self.pulls.values():
+            if not self._size(pull):
+                await self.pulls.forget(pull.key)
         await self.drop_unused((*self.content.digests(), *self.content.partials(), *self.layer_records.keys()))
         await self.expire()
 
@@ -134,13 +137,8 @@ class ImageCollector:
     async def give_up(self, *pulls: UnfinishedPull) -> None:
         """Remove what only these pulls were to go on with. One that runs keeps what it holds."""
         for pull in pulls:
-            # Content first: on a full disk there may be no room to write that it goes.
-            self._given_up.add(pull.key)
-            try:
-                await self.drop_unused(_all_of(pull))
-                await self.pulls.delete(pull.key)
-            finally:
-                self._given_up.discard(pull.key)
+            await self.pulls.forget(pull.key)
+            await self.drop_unused(_all_of(pull))
 
     def _needed(self) -> tuple[set[Digest], set[Digest]]:
         """Blobs and layers. A layer that was transferred as it is has one digest for both."""
@@ -149,10 +147,9 @@ class ImageCollector:
             blobs.update(image.blobs)
             layers.update(image.layers)
         for pull in self.pulls.values():
-            if pull.key not in self._given_up:
-                needs = self._needs(pull)
-                blobs.update(needs[0])
-                layers.update(record.key for record in needs[1])
+            needs = self._needs(pull)
+            blobs.update(needs[0])
+            layers.update(record.key for record in needs[1])
         return blobs, layers
 
     def _needs(self, pull: UnfinishedPull) -> tuple[list[Digest], list[LayerRecord]]:

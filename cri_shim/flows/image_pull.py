@@ -162,6 +162,16 @@ class PullImage:
 
     async def take(self, origin: Origin, wish: Wish, keep: Callable[[ImageRecord, Digest], Awaitable[None]]) -> ImageId:
         """Have an image on disk, wherever it comes from; `keep` gets its record and its digest there, and names it."""
+        try:
+            return await self._take(origin, wish, keep)
+        except ResourceExhausted:
+            # Others need the room more than the pulls that may go on some day.
+            await to_the_end(self.collector.give_up(*self.collector.pulls.values()))
+            raise
+
+    async def _take(
+        self, origin: Origin, wish: Wish, keep: Callable[[ImageRecord, Digest], Awaitable[None]]
+    ) -> ImageId:
         found = await self._find(origin, wish)
         documents = [found.manifest, *([found.index] if found.index else [])]
         config = found.parsed.config
@@ -194,9 +204,6 @@ class PullImage:
         except (RegistryError, asyncio.CancelledError):
             if self._has_begun(plan):
                 of_no_use = ()
-            raise
-        except ResourceExhausted:
-            of_no_use = self.collector.pulls.values()
             raise
         finally:
             await to_the_end(self.collector.give_up(*of_no_use))

@@ -40,6 +40,6 @@ class RemoveImage:
         await to_the_end(self._remove(record))
 
     async def _remove(self, record: ImageRecord) -> None:
-        await self.images.delete(record.id)
+        await self.images.forget(record.id)
         await self.layout.write()
         await self.collector.drop_unused((*record.blobs, *record.layers, *record.modules))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cri_shim.adapters.compiled_modules import CompiledModules
-from cri_shim.adapters.content import NO_SPACE, disk_full
+from cri_shim.adapters.full_disk import NO_SPACE, disk_full
 from cri_shim.adapters.pace import Pace
 from cri_shim.adapters.zygote import TaskEndedError, TaskError, Zygote
 from cri_shim.kernel import fs

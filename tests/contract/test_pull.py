@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import sqlite3
 import ssl
 import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_asyncio
 
+from cri_shim.adapters import store
 from cri_shim.flows import image_gc
-from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument, PullError
+from cri_shim.model.errors import Code, CriShimError, FailedPrecondition, InvalidArgument, PullError
 from cri_shim.model.image import UnfinishedPull
 from cri_shim.pb import api_pb2 as pb
 from tests.support import images
@@ -591,22 +596,110 @@ async def test_tls_needs_a_ca_that_is_known(node: Node, tmp_path: Path) -> None:
         assert await node.pull(name) == WASM.id
 
 
+class Small:
+    """A file system of a few MiB, and all that takes its room away: a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+
+    def fill(self, leave: int = 0) -> None:
+        """Leaves so many bytes to others, in whole pages."""
+        with self._ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(os.sysconf("SC_PAGESIZE"))):
+                pass
+        os.truncate(self._ballast, max(self._ballast.stat().st_size - leave, 0))
+
+    def clear(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Small]:
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(path)], check=True)
+    yield Small(path)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest_asyncio.fixture
+async def cramped(small: Small) -> AsyncIterator[Node]:
+    """A node on the small file system."""
+    node = Node(small.path)
+    await node.open()
+    yield node
+    await node.close()
+
+
+async def refused_for_want_of_room(node: Node, name: str) -> bool:
+    """True when a pull is refused by the right error, and has left nothing; False when it went well."""
+    (outcome,) = await asyncio.gather(node.pull(name), return_exceptions=True)
+    if outcome == LINUX.id:
+        return False
+    assert isinstance(outcome, CriShimError)
+    assert outcome.code is Code.RESOURCE_EXHAUSTED
+    assert outcome.cause == f"no space left on the file system of {node.layout.root}"
+    await node.settled()
+    assert node.is_empty()
+    return True
+
+
 @needs_root
-async def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, registry: LoopbackRegistry) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(small)], check=True)
-    try:
-        node = Node(small)
+async def test_a_disk_that_fills_with_content_is_named_and_left_empty(
+    small: Small, cramped: Node, registry: LoopbackRegistry
+) -> None:
+    """Wherever it happens: the journal of the database has its room, so it is a blob or a layer that has none."""
+    name = registry.add("demo/app:1", LINUX)
+    refused = 0
+    for leave in itertools.count(0, 48 << 10):
+        small.fill(leave)
+        if not await refused_for_want_of_room(cramped, name):
+            break
+        refused += 1
+        small.clear()
+    assert refused > 5, "the documents, the blob and the layer take 600 KB"
+    small.fill()
+    await cramped.remove(name)
+    assert cramped.is_empty()
+
+
+@needs_root
+@pytest.mark.parametrize("greedy", [False, True], ids=["room-comes-back", "others-take-what-is-freed"])
+async def test_a_database_without_room_is_named_and_leaves_nothing(
+    small: Small, registry: LoopbackRegistry, monkeypatch: pytest.MonkeyPatch, *, greedy: bool
+) -> None:
+    """Wherever it happens: the disk is full from one write of the database on. The journal gets no room beforehand."""
+    monkeypatch.setattr(store, "_reserve", lambda _wal: None)
+    write, full_from, written = store.Table._write, 0, 0
+
+    async def fill_and_write(table: Any, key: str, record: object, **how: bool) -> None:
+        nonlocal written
+        written += 1
+        if written == full_from or (greedy and written > full_from):
+            small.fill()
+        await write(table, key, record, **how)
+
+    monkeypatch.setattr(store.Table, "_write", fill_and_write)
+    name, refused = registry.add("demo/app:1", LINUX), True
+    while refused:
+        written, full_from = 0, full_from + 1
+        node = Node(small.path)
         await node.open()
-        with pytest.raises(CriShimError, match="no space left on the file system of") as caught:
-            await node.pull(registry.add("demo/app:1", LINUX))
-        assert caught.value.code.value == "resource exhausted"
-        await node.settled()
-        assert node.is_empty()
-        await node.close()
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+        try:
+            refused = await refused_for_want_of_room(node, name)
+            if not refused:
+                await node.remove(name)
+                assert node.is_empty(), "what frees room always works"
+        finally:
+            small.clear()
+            await node.close()
+        again = Node(small.path)
+        try:
+            assert again.is_empty(), "the rows went when there was room"
+        finally:
+            await again.close()
+    assert full_from > 4, "the unfinished pull, two layers, the image"
 
 
 @needs_root

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cri_shim.adapters.store import WAL_BYTES, Store
-from cri_shim.model.errors import CriShimError, FailedPrecondition
+from cri_shim.model.errors import CriShimError, FailedPrecondition, ResourceExhausted
 from cri_shim.model.ids import PodId, new_pod_id
 from cri_shim.model.pod import PodName, PodRecord
 
@@ -93,6 +93,32 @@ async def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
         assert store.pods.get(pod.id) is None
     finally:
         store.close()
+
+
+async def test_a_full_disk_is_named(store: Store, tmp_path: Path) -> None:
+    store._writer._connection.execute("PRAGMA max_page_count = 1")  # no growth, as on a full disk
+    with pytest.raises(ResourceExhausted, match=f"^no space left on the file system of {tmp_path};"):
+        await store.pods.put(msgspec.structs.replace(_pod(), config=bytes(1 << 16)))
+
+
+async def test_what_is_forgotten_is_gone_and_its_row_goes_when_it_can(tmp_path: Path) -> None:
+    store, pod, other, back = Store.open(tmp_path / "state.db"), _pod(), _pod("other"), _pod("back")
+    for record in (pod, other, back):
+        await store.pods.put(record)
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        connection.execute("CREATE TRIGGER no BEFORE DELETE ON pods BEGIN SELECT RAISE(ABORT, 'not now'); END")
+    for record in (pod, other, back):
+        await store.pods.forget(record.id)
+    assert store.pods.values() == ()
+    assert await store.pods.update(pod.id, lambda p: p) is None
+    await store.pods.put(back)
+    connection.execute("DROP TRIGGER no")
+    rows = "SELECT key FROM pods ORDER BY key"
+    assert connection.execute(rows).fetchall() == sorted((record.id,) for record in (pod, other, back))
+    await store.pods.put(third := _pod("third"))
+    store.close()
+    assert connection.execute(rows).fetchall() == sorted((record.id,) for record in (back, third))
+    connection.close()
 
 
 def test_damage_and_newer_schemas_are_named(tmp_path: Path) -> None:

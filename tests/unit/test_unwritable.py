@@ -27,11 +27,11 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         write = Table._write
 
-        async def guarded(table: Table, key: str, record: object) -> None:  # type: ignore[type-arg]
+        async def guarded(table: Table, key: str, record: object, **how: bool) -> None:  # type: ignore[type-arg]
             if self.full:
                 msg = "cannot write the database: disk I/O error"
                 raise ResourceExhausted(msg)
-            await write(table, key, record)
+            await write(table, key, record, **how)
 
         monkeypatch.setattr(Table, "_write", guarded)
         monkeypatch.setattr(later, "FIRST_SECONDS", 0.01)
