@@ -181,6 +181,15 @@ class LogPump:
         end.setblocking(False)
         self._ask(lambda _: self._connect(_Tap(end, container)))
 
+    def replace(self, container: Pumped, fd: int, done: Callable[[], None]) -> None:
+        """Have its entries written to a file that somebody has opened, which is the pump's then; `done` follows."""
+
+        def replace() -> None:
+            container.log.replace(fd)
+            done()
+
+        self.call(replace)
+
     def let_go(self, container: Pumped) -> None:
         """It is to end, and must not wait for its log or for a client: its output is read on.
 
@@ -203,6 +212,10 @@ class LogPump:
         os.close(self._wake)
         self._thread = self._epoll = self._watch = None
 
+    def call(self, request: Callable[[], None]) -> None:
+        """Have it called by who writes to the logs, between two turns."""
+        self._ask(lambda _: request())
+
     def _ask(self, request: Callable[[select.epoll], None]) -> None:
         """Have it done by the thread that leads."""
         with self._lock:
@@ -224,9 +237,10 @@ class LogPump:
     def _leads(self) -> bool:
         return self._thread is threading.current_thread()
 
-    def turn(self, epoll: select.epoll) -> None:
-        """Do what there is to do; wait for it if there is nothing."""
-        for fd, event in epoll.poll():
+    def turn(self, epoll: select.epoll, timeout: float | None = None) -> bool:
+        """Do what there is to do; wait so many seconds for it if there is nothing. Whether there was something."""
+        events = epoll.poll(timeout)
+        for fd, event in events:
             if fd == self._wake:
                 os.eventfd_read(fd)
                 while self._asked:
@@ -238,7 +252,8 @@ class LogPump:
                 while goes_on and event & select.EPOLLHUP:  # who has ended need not wait for another turn
                     goes_on = self._read(epoll, fd)
             if self._threaded and not self._leads:
-                return
+                break
+        return bool(events)
 
     def finish(self) -> None:
         """Write what is held back of lines that nobody will end any more. For who calls `turn`."""

@@ -11,11 +11,9 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from cri_shim.model.errors import DeadlineExceeded, FailedPrecondition
+from cri_shim.model.errors import FailedPrecondition
 
 _MODE: Final = 0o640
-_PATIENCE: Final = 5.0
-"""Seconds that a new file waits for what is being written to the old one."""
 
 
 class LogFile:
@@ -55,21 +53,15 @@ class LogFile:
         """Entries written from now on go to the file that is at the path then; on OSError to the old one, as before.
 
         FailedPrecondition when it is closed: nothing would make the file, and who renamed the old one has to know.
-        DeadlineExceeded when the file system does not answer.
         """
         if self._path is None:
             return
-        if not self._lock.acquire(timeout=_PATIENCE):
-            msg = f"the log {self._path} cannot be opened anew: its file system does not answer"
-            raise DeadlineExceeded(msg, hint="the container is held up until it does")
-        try:
+        with self._lock:
             if self._fd < 0:
                 msg = f"the log {self._path} is closed: the container has ended"
                 raise FailedPrecondition(msg)
             fd, self._fd = self._fd, open_log(self._path)
             os.close(fd)
-        finally:
-            self._lock.release()
 
     def replace(self, fd: int) -> None:
         """Likewise, to a file that somebody else has opened."""

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 def _start(function: Callable[[], T]) -> Future[T]:
     outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # who waits no longer does not take it away from the thread
 
     def body() -> None:
         try:

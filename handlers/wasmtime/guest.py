@@ -24,7 +24,7 @@ import wasmtime
 
 from cri_shim.adapters.log_pump import LogPump
 from cri_shim.model.container import Exit, Reason
-from cri_shim.model.errors import CriShimError, FailedPrecondition, Internal, ResourceExhausted
+from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted
 from cri_shim.model.ids import ContainerId
 from handlers.wasmtime.ending import Ending, exit_from, shorten
 from handlers.wasmtime.engine import Made, make
@@ -182,6 +182,8 @@ class Guest:
         self._thread_lock = threading.Lock()
         self._exit = Exit(code=0, at=0, reason=Reason.UNKNOWN)
         self.output: Output | Terminal | None = None
+        self.opening = ""
+        """What it is about to open."""
         self._keeper = -1
         self.socket_calls: Calls | None = None
         self.waits: Waits | None = None
@@ -266,6 +268,16 @@ class Guest:
         if debt:
             self._pause_until = now + debt
             self.engine.increment_epoch()
+
+    def unopened(self) -> CriShimError:
+        """It could not be started, as it is still `opening` something."""
+        msg = f"{self.opening} cannot be opened: the file system does not answer"
+        return DeadlineExceeded(msg, hint="the module has not run; create the container again when it does")
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it has ended; it may be that not all of its output is in the log yet."""
+        return self._exit if self._exit.at else None
 
     @property
     def is_stopping(self) -> bool:
@@ -367,14 +379,17 @@ class Guest:
 
     def give_files(self, take: Callable[[Streams], None], resources: ExitStack) -> Streams:
         """Log, streams and directories, which `take` opens. The last that can fail: now the pump tells the end."""
+        self.opening = f"the container's log {self.spec.log_path}"
         output = self._streams(self.spec)
         resources.callback(output.close)
+        self.opening = "the container's mounts"
         self.clock_base = time.monotonic_ns()  # the engine's monotonic clock starts with its WASI configuration
         if self.spec.stdin and isinstance(output, Output):
             # Also a writer: no client that comes and goes ends the input.
             self._keeper = os.open(self.spec.stdin, os.O_RDWR | os.O_CLOEXEC)
             resources.callback(self.end_input)
         take(output)
+        self.opening = ""
         output.hand_over(self._pump, self._drained)
         if not isinstance(output, Plain):
             self.output = output

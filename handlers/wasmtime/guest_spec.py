@@ -15,6 +15,8 @@ from cri_shim.wire.wasm_shape import UNKNOWN, Shape
 from handlers.wasmtime.quota import CpuLimit
 
 DEFAULT_FUNCTION: Final = "_start"
+OPENING_SECONDS: Final = 4.0
+"""What is still not opened when looked at twice, so far apart, is on a file system that does not answer."""
 STDIN: Final = "stdin"
 """The FIFO in the bundle of a container with standard input."""
 

@@ -63,6 +63,7 @@ _SPEC: Final = "wasm.json"
 _WORK: Final = "wasm"
 _KILL_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 5.0
+_LOG_SECONDS: Final = 5.0
 _LOST: Final = 255
 
 
@@ -336,7 +337,11 @@ class WasmtimeHandler:
             msg = f"container {container_id[:SHORT]} is not running"
             raise FailedPrecondition(msg)
         try:
-            await container.run.reopen_log()
+            async with asyncio.timeout(_LOG_SECONDS):
+                await container.run.reopen_log()
+        except TimeoutError:
+            msg = f"the log {container.spec.log_path} cannot be opened anew: its file system does not answer"
+            raise DeadlineExceeded(msg, hint="the container is held up until it does") from None
         except OSError as error:
             msg = f"cannot open the container's log {container.spec.log_path}: {error.strerror}"
             raise FailedPrecondition(msg) from error

@@ -22,11 +22,11 @@ from cri_shim.kernel import libc
 from cri_shim.kernel.byte_streams import WriteEnd
 from cri_shim.kernel.threads import await_in_new_thread
 from cri_shim.model.container import Exit
-from cri_shim.model.errors import CriShimError, FailedPrecondition
+from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition
 from cri_shim.model.handler import HandlerStats, Started
 from cri_shim.model.ids import ContainerId
 from cri_shim.pb import api_pb2 as pb
-from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.guest_spec import OPENING_SECONDS, GuestSpec
 from handlers.wasmtime.memory_budget import budget
 from handlers.wasmtime.output import Output
 from handlers.wasmtime.quota import Throttle
@@ -122,8 +122,9 @@ class Guests:
         guest = Guest(container_id, spec, str(compiled), services, link_module)
         guest.start()
         try:
-            at = await news.start
-        except asyncio.CancelledError:
+            at = await _started(guest, news)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            news.give_up()
             guest.stop(signal.SIGKILL)
             raise
         return GuestRun(guest, spec, self._throttle), Started(pid=0, at=at)
@@ -133,6 +134,16 @@ class Guests:
         self._throttle.close()
         self._pump.close()
         self._group.close()
+
+
+async def _started(guest: Guest, news: _News) -> int:
+    """When it did. DeadlineExceeded when what it opens is not opened: its thread goes on until that is."""
+    before = ""
+    while not (await asyncio.wait((news.start,), timeout=OPENING_SECONDS))[0]:
+        if before and before == guest.opening:
+            raise guest.unopened()
+        before = guest.opening
+    return news.start.result()
 
 
 class _News:
@@ -151,6 +162,11 @@ class _News:
 
     def ended(self, ended: Exit) -> None:
         self._later(lambda: self._ended(ended))
+
+    def give_up(self) -> None:
+        """Nothing is told any more."""
+        self.start.cancel()
+        self._ended = lambda _: None
 
     def _later(self, tell: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more

@@ -75,6 +75,10 @@ class Output:
         """Copy what is written from now on to `end`; see `LogPump.tap`. After `hand_over`."""
         self._pump.tap(self._pumped, end)
 
+    def log_to(self, fd: int, done: Callable[[], None]) -> None:
+        """Write to another file from now on; see `LogPump.replace`. After `hand_over`."""
+        self._pump.replace(self._pumped, fd, done)
+
     def let_go(self) -> None:
         """The guest is to end: see `LogPump.let_go`. After `hand_over`."""
         self._pump.let_go(self._pumped)
@@ -126,6 +130,10 @@ class Terminal:
     def tap(self, end: socket.socket) -> None:
         """As of `Output`."""
         self._pump.tap(self._pumped, end)
+
+    def log_to(self, fd: int, done: Callable[[], None]) -> None:
+        """As of `Output`."""
+        self._pump.replace(self._pumped, fd, done)
 
     def let_go(self) -> None:
         """As of `Output`."""

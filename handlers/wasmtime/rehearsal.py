@@ -112,7 +112,7 @@ def _run(spec: bytes, compiled: str) -> None:
         move_into(os.devnull)
         prepared.guest.assign(ContainerId("rehearsal"), SPECS.decode(spec), compiled, prepared.program)
         with suppress(_Over):
-            prepared.worker.serve(prepared.guest, prepared.pump)
+            prepared.worker.serve(prepared.guest, prepared.pump, _here)
 
 
 def _services(worker: Worker, pump: LogPump, made: Made) -> Services:

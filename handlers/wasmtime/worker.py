@@ -3,7 +3,8 @@
     go ─▶ cgroup, network, mounts ─▶ link: module, log, directories ─▶ chroot, become the user ─▶ run ─▶ exit file
 
 The daemon makes its cgroup before `go`, and talks to it by one datagram per request and answer (JSON); a later
-daemon connects anew. The worker outlives both. Each page that it writes to it has a copy of, and Python writes to
+daemon connects anew. The worker outlives both. It has a thread for the daemon, which never waits for a file, one for
+the log, which may, and the guest's. Each page that it writes to it has a copy of, and Python writes to
 whatever it calls, looks up or makes: so what can be made before the fork is, and what comes after is plain. Invariant:
 when the guest's first instruction runs, the process has the container's identity and no way back; when the exit file is
 complete, the guest's last byte is in the log.
@@ -36,8 +37,8 @@ from cri_shim.model.ids import ContainerId, Digest
 from handlers.wasmtime.core_module import link_module, link_prepared, prepare
 from handlers.wasmtime.ending import shorten
 from handlers.wasmtime.engine import Made, new_engine, new_linker
-from handlers.wasmtime.guest import Guest, Program, Services
-from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, Entry, GuestSpec, WorkerSpec
+from handlers.wasmtime.guest import Guest, Program, Services, start_thread
+from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, OPENING_SECONDS, Entry, GuestSpec, WorkerSpec
 from handlers.wasmtime.lookup_files import furnish
 from handlers.wasmtime.output import Plain, Terminal
 from handlers.wasmtime.quota import Throttle
@@ -50,7 +51,7 @@ _EXITS: Final = msgspec.json.Encoder()
 _STOP_SECONDS: Final = 0.002
 """How long a stopped guest has to end by itself. A component in a call of the engine's host does not."""
 _DRAIN_SECONDS: Final = 1.0
-"""How long what such a guest has written may take to get into the log."""
+"""How long what such a guest has written may take to get into the log, and any guest's if the log hangs."""
 _SIGKILL: Final = 128 + 9
 _APPLET_MEMORY: Final = 256 << 20
 """Bytes, whatever a volume has in it: where the module is a thread, no limit of the container's holds for others."""
@@ -211,6 +212,11 @@ class Worker:
     _leaving: threading.Lock = field(default_factory=threading.Lock)
     _forced: Exit | None = None
     _deadline: float = 0.0
+    _over: bool = False
+    """The log is to end, whatever the guest does."""
+    _started: bool = False
+    _opening: str = ""
+    """What the guest was opening when it was last looked at."""
 
     def begin(self, daemon: int, listener: int, exit_fd: int) -> None:
         """Wait until the daemon says go. It goes away = so do we."""
@@ -229,6 +235,7 @@ class Worker:
         _shut_up(self.spec, self.empty)
 
     def started(self, at: int) -> None:
+        self._started = True
         self._tell(b'{"started": %d}' % at)
 
     def failed(self, error: CriShimError) -> NoReturn:
@@ -246,15 +253,23 @@ class Worker:
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
-    def serve(self, guest: Guest, pump: LogPump) -> NoReturn:
-        """Answer the daemon, and write the log, until the guest has ended."""
+    def serve(
+        self, guest: Guest, pump: LogPump, thread: Callable[[Callable[[], None]], None] = start_thread
+    ) -> NoReturn:
+        """Answer the daemon until the guest has ended; in another thread write the log."""
         poller, output = select.poll(), pump.start()
-        for fd in (self._listener, output.fileno(), self._nudge, *self._clients):
+        for fd in (self._listener, self._nudge, *self._clients):
             poller.register(fd, select.POLLIN)
-        guest.start()
+        try:
+            guest.start()
+            thread(partial(self._write_log, guest, pump, output))
+        except CriShimError as error:
+            self.failed(error)
+        self._deadline = time.monotonic() + OPENING_SECONDS
         while True:
             events = poller.poll(self._patience())
-            self._leave_if_over(pump, drained=not events)
+            if time.monotonic() >= self._deadline:
+                self._overdue(guest, pump)
             for fd, _ in events:
                 if fd == self._nudge:
                     os.eventfd_read(fd)
@@ -263,8 +278,6 @@ class Worker:
                         client = listener.accept()[0].detach()
                     self._clients.add(client)
                     poller.register(client, select.POLLIN)
-                elif fd == output.fileno():
-                    pump.turn(output)
                 else:
                     with _borrowed(fd) as daemon:
                         is_there = self._answer(guest, daemon)
@@ -272,6 +285,15 @@ class Worker:
                         poller.unregister(fd)
                         self._clients.remove(fd)
                         os.close(fd)
+
+    def _write_log(self, guest: Guest, pump: LogPump, output: select.epoll) -> None:
+        """Until the guest has ended, or until it is over: then what the guest has written is in the log."""
+        while not self._over:
+            pump.turn(output)
+        while pump.turn(output, timeout=0):
+            pass
+        pump.finish()
+        self._leave_without(guest)
 
     def _answer(self, guest: Guest, client: socket.socket) -> bool:
         """One request; False when the client has gone."""
@@ -285,8 +307,7 @@ class Worker:
         if "stop" in request:
             self._stop(guest, request["stop"])
         elif "log" in request and guest.output is not None:
-            guest.output.log.replace(fds[0])
-            self._tell(b'{"log": true}')
+            guest.output.log_to(fds[0], partial(self._tell, b'{"log": true}'))
         elif "tap" in request and guest.output is not None:
             guest.output.tap(socket.socket(fileno=fds[0]))
             self._tell(b'{"tap": true}')
@@ -306,19 +327,33 @@ class Worker:
 
     def _patience(self) -> float | None:
         """Milliseconds that there is to wait."""
-        return None if self._forced is None else max(0.0, self._deadline - time.monotonic()) * 1000
+        if self._forced is None and self._started:
+            return None
+        return max(0.0, self._deadline - time.monotonic()) * 1000
 
-    def _leave_if_over(self, pump: LogPump, *, drained: bool) -> None:
-        """Nothing ends the guest but the end of the process, and what it has written is in the log."""
-        now = time.monotonic()
-        if self._forced is not None and now >= self._deadline + (0 if drained else _DRAIN_SECONDS):
-            pump.finish()
-            self._leave(msgspec.structs.replace(self._forced, at=time.time_ns()))
+    def _overdue(self, guest: Guest, pump: LogPump) -> None:
+        """What there was time for has not come about."""
+        if self._forced is None:
+            if self._opening and self._opening == guest.opening:
+                self.failed(guest.unopened())
+            self._opening, self._deadline = guest.opening, time.monotonic() + OPENING_SECONDS
+        elif not self._over:  # nothing ends the guest but the end of the process
+            self._over, self._deadline = True, self._deadline + _DRAIN_SECONDS
+            pump.call(lambda: None)
+        else:  # the log hangs: so may the end of this process
+            self._leave_without(guest, b'{"ended": true}')
 
-    def _leave(self, ended: Exit) -> None:
+    def _leave_without(self, guest: Guest, news: bytes = b"") -> None:
+        """Without having been told that all is in the log."""
+        if self._forced is not None:
+            self._leave(guest.exit or msgspec.structs.replace(self._forced, at=time.time_ns()), news)
+
+    def _leave(self, ended: Exit, news: bytes = b"") -> None:
         """Once; whoever comes second has nothing to say any more."""
         with self._leaving:
             os.write(self._exit_fd, _EXITS.encode(ended))
+            if news:
+                self._tell(news)
             os._exit(0)
 
     def _tell(self, news: bytes) -> None:

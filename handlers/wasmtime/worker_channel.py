@@ -37,6 +37,8 @@ class Channel:
     _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     _early: dict[str, Any] = field(default_factory=dict)
     _closed: bool = False
+    left: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The worker has written down its end, and its process may take longer."""
 
     @classmethod
     def connect(cls, files: Files) -> Channel:
@@ -88,9 +90,12 @@ class Channel:
             self._closed = True
             asyncio.get_running_loop().remove_reader(self.sock.fileno())
             self.sock.close()
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(_gone())
+            self._fail(_gone())
+
+    def _fail(self, error: CriShimError) -> None:
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
 
     def _receive(self) -> None:
         fds: list[int] = []
@@ -105,10 +110,10 @@ class Channel:
             return
         for key, value in json.loads(data).items():
             answer = fds.pop() if fds else value
-            if key == "failed":
-                for waiting in self._waiting.values():
-                    if not waiting.done():
-                        waiting.set_exception(_failure(*value))
+            if key == "ended":
+                self.left.set_result(None)
+            elif key == "failed":
+                self._fail(_failure(*value))
             elif (found := self._waiting.get(key)) is not None and not found.done():
                 found.set_result(answer)
             elif answer is value:

@@ -11,6 +11,7 @@ import signal as signals
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from cri_shim.adapters.process_cgroup import ProcessCgroups
 from cri_shim.adapters.zygote import LeftChild
 from cri_shim.kernel import process
 from cri_shim.kernel.byte_streams import WriteEnd
+from cri_shim.kernel.threads import await_in_new_thread
 from cri_shim.model.errors import Internal
 from cri_shim.model.handler import HandlerStats
 from cri_shim.model.ids import ContainerId
@@ -83,7 +85,12 @@ class WorkerRun:
     async def reopen_log(self) -> None:
         if not self.spec.log_path:
             return
-        fd = await asyncio.to_thread(open_log, Path(self.spec.log_path))
+        opening = asyncio.ensure_future(await_in_new_thread(partial(open_log, Path(self.spec.log_path))))
+        try:
+            fd = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close)
+            raise
         try:
             await self.channel.ask({"log": True}, "log", fd)
         finally:
@@ -140,6 +147,12 @@ class WorkerExec:
         """See `ExecSession`. A module starts no processes."""
         self._child.process.kill()
         await self._child.process.wait()
+
+
+def _close(opening: asyncio.Future[int]) -> None:
+    """What has been opened too late."""
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())
 
 
 async def known(status: asyncio.Future[int] | None) -> int | None:

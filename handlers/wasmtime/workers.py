@@ -48,6 +48,8 @@ _COMPONENTS: Final = (
 )
 """And what only some of them need: each of those would have 2 MiB of its own."""
 _REHEARSAL: Final = "handlers.wasmtime.rehearsal:rehearse"
+_KILL_SECONDS: Final = 2.0
+"""How long a worker may take to go that was killed before its module ran: it may be stuck in the kernel."""
 _SCOPE_SECONDS: Final = 1.0
 _SCOPE_PAUSE: Final = 0.02
 _KILLED: Final = 128 + signals.SIGKILL
@@ -61,6 +63,7 @@ class Workers:
         # Two, since most nodes have no components: what they need is a third of what is loaded with it.
         self._zygotes = {False: Zygote(preload=(_MODULE, _REHEARSAL)), True: Zygote(preload=(_MODULE, *_COMPONENTS))}
         self._placing = threading.Lock()
+        self._watches: set[asyncio.Task[None]] = set()
 
     @cached_property
     def _cgroups(self) -> ProcessCgroups:
@@ -93,7 +96,7 @@ class Workers:
         except BaseException as error:
             run.channel.close()
             run.process.kill()
-            await run.process.wait()
+            await asyncio.wait((asyncio.ensure_future(run.process.wait()),), timeout=_KILL_SECONDS)
             if isinstance(error, GoneError):
                 raise await self._why_gone(run, status) from None
             raise
@@ -105,7 +108,7 @@ class Workers:
     ) -> WorkerRun | Exit:
         """The running worker of an earlier daemon, or how it has ended meanwhile."""
         files = Files(self._context.layout.bundle(container_id))
-        child = await asyncio.to_thread(running, files)
+        child = None if await asyncio.to_thread(said, files) else await asyncio.to_thread(running, files)
         if child is None:
             return await asyncio.to_thread(self._exit, container_id, spec.worker, files)
         try:
@@ -177,6 +180,8 @@ class Workers:
 
     async def aclose(self) -> None:
         """Let go of all; they run on."""
+        for watch in tuple(self._watches):
+            watch.cancel()
         for zygote in self._zygotes.values():
             await zygote.aclose()
 
@@ -245,7 +250,8 @@ class Workers:
 
     def _watch(self, run: WorkerRun, ended: Callable[[Exit], None], status: asyncio.Future[int] | None) -> None:
         async def watch() -> None:
-            await run.process.wait()
+            gone = asyncio.ensure_future(run.process.wait())
+            await asyncio.wait((gone, run.channel.left), return_when=asyncio.FIRST_COMPLETED)
             told = await asyncio.to_thread(said, run.files)
             if told is None:  # then only does it matter what the zygote says, which has to reap it first
                 code = await known(status)
@@ -254,8 +260,11 @@ class Workers:
             if run.killed and told.reason is Reason.UNKNOWN:
                 told = msgspec.structs.replace(told, code=_KILLED, reason=Reason.ERROR, message="")
             ended(told)
+            await gone  # long after, if the kernel waits for its log
 
         run.watch = asyncio.create_task(watch())
+        self._watches.add(run.watch)
+        run.watch.add_done_callback(self._watches.discard)
 
     def _exit(self, container_id: ContainerId, worker: WorkerSpec | None, files: Files) -> Exit:
         """Of one that ended while no daemon was there."""

@@ -398,61 +398,6 @@ async def test_a_disk_that_is_full_of_logs_holds_up_nobody(bench: WasmBench, sma
     assert {line.text for line in read_log(flood.log_path) if not line.partial} == {"x" * 99}
 
 
-class Disk:
-    """A file system that can be made to hang, and to go on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def freeze(self) -> None:
-        subprocess.run(["fsfreeze", "--freeze", str(self.path)], check=True)
-
-    def thaw(self) -> None:
-        subprocess.run(["fsfreeze", "--unfreeze", str(self.path)], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    image, place = tmp_path / "image", tmp_path / "disk"
-    image.touch()
-    os.truncate(image, 16 << 20)
-    place.mkdir()
-    try:
-        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs mkfs.ext4 (apt-get install e2fsprogs) and loop devices: {error}")
-    made = Disk(place)
-    yield made
-    with contextlib.suppress(subprocess.CalledProcessError):  # if the test did not come to that
-        made.thaw()
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-@pytest.mark.parametrize("bench", ["in-process"], indirect=True)
-async def test_a_disk_that_hangs_holds_up_only_whose_logs_are_there(bench: WasmBench, disk: Disk) -> None:
-    """Their guests wait as for a full pipe, and end when they are told to. A worker, which hangs alone, does not."""
-    fast = replace(bench.artifact(wasm.counts(1 << 30)), log_path=disk.path / "fast")
-    slow = replace(bench.artifact(wasm.PROGRAMS["count"]), log_path=disk.path / "slow")
-    for plan in (fast, slow):
-        await bench.begin(plan)
-    await bench.said(slow, " 1\n")
-    disk.freeze()
-    other = await bench.begin(bench.artifact(wasm.PROGRAMS["count"]))
-    await bench.said(other, " 20\n")  # each 20 ms
-    for plan in (fast, slow):
-        await bench.handler.kill(plan.id, signal.SIGTERM)
-        assert (await bench.end_of(plan)).code == 143
-    assert other.id not in bench.ends
-    await bench.said(other, " 60\n")
-    disk.thaw()
-    await bench.handler.kill(other.id, signal.SIGTERM)
-    assert (await bench.end_of(other)).code == 143
-    for plan in (fast, slow, other):
-        lines = [text for _, tag, text in bench.entries(plan) if tag == "F"]
-        assert [int(line) for line in lines] == list(range(int(lines[0]), int(lines[0]) + len(lines)))
-
-
 # Calls.
 
 
