@@ -34,14 +34,6 @@ _HURRY: Final = 20 * 1024
 _LIMIT: Final = 100 * 1024
 """What both versions can express."""
 _KEENEST: Final = -20
-_KEEN: Final = -10
-
-
-def favour() -> None:
-    """Let the calling thread of the daemon come long before those in the group. What it starts is as ever."""
-    with contextlib.suppress(OSError):  # the daemon may not: it is one among its equals then
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, _KEEN)
 
 
 class ThreadGroup:

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
+from cri_shim.kernel.priority import favour
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Job = Callable[[], None]
@@ -132,6 +134,7 @@ class _Thread(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        favour()  # who waits for the job is the loop
         while (job := self.jobs.get()) is not None:
             following: Job | None = job
             while following is not None:

@@ -21,8 +21,8 @@ from typing import Final
 
 from cri_shim.kernel import libc
 
-_SETPGROUP: Final = 0x02
 _SETSIGDEF: Final = 0x04
+_SETSID: Final = 0x80
 """spawn.h, the same in glibc and musl."""
 
 _STRUCTURE_BYTES: Final = 512
@@ -42,7 +42,7 @@ def posix_spawn(
     streams: tuple[int | None, int | None, int | None],
     pass_fds: Sequence[int],
 ) -> int:
-    """Start a program in a process group of its own; returns its pid once it has been executed.
+    """Start a program in a session of its own; returns its pid once it has been executed.
 
     A stream that is None is /dev/null; `pass_fds` keep their numbers. OSError names the program, or `cwd`.
     """
@@ -103,11 +103,13 @@ class _Vector:
 
 
 def _set(attributes: ctypes.Array[ctypes.c_char]) -> None:
-    """A process group of its own, and no signal ignored: neither those of Python nor what glibc has for itself."""
+    """A session of its own, and no signal ignored: neither those of Python nor what glibc has for itself.
+
+    Not only a process group: what weighs the daemon's session against others (`priority`) is not for its children.
+    """
     # Not by sigfillset(3), which leaves those of glibc out: posix_spawn would have them ignored (32 and 33).
     _must(_libc.posix_spawnattr_setsigdefault(attributes, _ALL_SIGNALS))
-    _must(_libc.posix_spawnattr_setpgroup(attributes, 0))
-    _must(_libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETPGROUP | _SETSIGDEF)))
+    _must(_libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSID | _SETSIGDEF)))
 
 
 def _above_streams(fd: int, target: int, moved: list[int]) -> int:

@@ -235,7 +235,7 @@ class _Launch:
     def _execute(self) -> int:
         env = inherited_environment() if self.env is None else self.env
         try:
-            # In a process group of its own: a Ctrl-C on the daemon's terminal is for the daemon.
+            # In a session of its own: a Ctrl-C on the daemon's terminal is for the daemon.
             return posix_spawn(self.argv, env, cwd=self.cwd, streams=self.streams, pass_fds=self.pass_fds)
         except OSError as error:
             explained = self._explained(error)

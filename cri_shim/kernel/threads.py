@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from cri_shim.kernel.priority import favour
+
 T = TypeVar("T")
 
 
@@ -19,6 +21,7 @@ def _start(function: Callable[[], T]) -> Future[T]:
     outcome.set_running_or_notify_cancel()  # who waits no longer does not take it away from the thread
 
     def body() -> None:
+        favour()  # somebody waits for it
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001  the caller's thread raises it

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from cri_shim.adapters.cgroups import CgroupHost
 from cri_shim.adapters.log_pump import LogPump
-from cri_shim.adapters.thread_group import ThreadGroup, favour
+from cri_shim.adapters.thread_group import ThreadGroup
 from cri_shim.kernel import libc
 from cri_shim.kernel.byte_streams import WriteEnd
+from cri_shim.kernel.priority import favour, favour_all
 from cri_shim.kernel.threads import await_in_new_thread
 from cri_shim.model.container import Exit
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition
@@ -113,7 +114,7 @@ class Guests:
 
         if not self._favoured:
             self._favoured = True
-            favour()
+            favour_all()
         self._pump.start()
         if spec.cpu is not None:
             self._throttle.start()

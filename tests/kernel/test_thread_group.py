@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.adapters.cgroups import CgroupHost, Cgroups, Version
-from cri_shim.adapters.thread_group import ThreadGroup, favour
+from cri_shim.adapters.thread_group import ThreadGroup
 
 pytestmark = pytest.mark.root
 
@@ -138,19 +137,6 @@ def test_who_is_hurried_takes_all_that_weigh_with_it_until_it_leaves(alone: None
     member.leave()
     assert 250 <= weight() < before
     other.leave()
-
-
-def test_who_is_favoured_starts_others_as_ever() -> None:
-    seen: list[object] = []
-
-    def run() -> None:
-        favour()
-        seen.append(os.getpriority(os.PRIO_PROCESS, 0) < 0)
-        in_a_thread(lambda: seen.append(os.getpriority(os.PRIO_PROCESS, 0)))
-        seen.append(subprocess.run(["nice"], capture_output=True, check=True, text=True).stdout.strip())
-
-    in_a_thread(run)
-    assert seen == [True, 0, "0"]
 
 
 def test_where_there_is_none_nothing_fails() -> None:
