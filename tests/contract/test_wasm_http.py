@@ -23,6 +23,7 @@ from cri_shim.model.container import Reason, User
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan
 from handlers.wasmtime.wasip2.http_places import PLACES
+from handlers.wasmtime.wasip2.http_server import GONE
 from tests.contract.handler_suite import until
 from tests.contract.wasm_bench import WasmBench, worker_bench
 from tests.support import leftovers, wasm
@@ -251,7 +252,7 @@ async def test_a_request_that_sleeps_holds_nobody(bench: WasmBench, port: int) -
 @pytest.mark.parametrize("path", ["/wait", "/spin"])
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
 async def test_an_instance_whose_client_has_gone_ends(bench: WasmBench, port: int, path: str, reset: bool) -> None:
-    """Else nobody would be answered any more when as many clients as there are places have gone."""
+    """A client's kernel forgets a closed socket after a minute, here after a second."""
     plan = await bench.begin(proxy(bench, port))
     pid = bench.handler.info(plan.id)["pid"]
     before, number = sockets(pid), 2 if path == "/spin" else PLACES
@@ -260,11 +261,22 @@ async def test_an_instance_whose_client_has_gone_ends(bench: WasmBench, port: in
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
             if reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
     assert (await asyncio.to_thread(ask, port, "/hello")).body == HELLO
     async with asyncio.timeout(SECONDS):
         while sockets(pid) > before:
             await asyncio.sleep(0.01)
     assert bench.text(plan) == []
+
+
+async def test_who_may_have_gone_is_in_nobodys_way(bench: WasmBench, port: int) -> None:
+    """Else nobody would be answered any more when as many clients as there are places have gone."""
+    await bench.begin(proxy(bench, port))
+    for _ in range(PLACES):
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+            connection.sendall(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await asyncio.to_thread(ask, port, "/hello")).body == HELLO
 
 
 def sockets(pid: object) -> int:
@@ -286,6 +298,24 @@ async def test_a_client_that_has_ended_its_side_gets_its_answer(bench: WasmBench
             while part := await asyncio.to_thread(connection.recv, 65536):
                 came += part
             assert HELLO in came
+
+
+async def test_a_client_that_has_ended_its_side_gets_a_late_answer(bench: WasmBench, port: int) -> None:
+    """As long as nobody waits for its place."""
+    await bench.begin(proxy(bench, port))
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.create_connection(("127.0.0.1", port)) as connection:
+        other.settimeout(SECONDS)
+        connection.settimeout(SECONDS)
+        connection.sendall(f"GET /ask/127.0.0.1:{other.getsockname()[1]}/ HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        connection.shutdown(socket.SHUT_WR)
+        asking, _ = await asyncio.to_thread(other.accept)
+        with asking:
+            await asyncio.sleep(GONE / 1e9 + 1.5)
+            asking.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nlate\n")
+            came = b""
+            while part := await asyncio.to_thread(connection.recv, 65536):
+                came += part
+    assert b"late\n" in came
 
 
 async def test_the_head_of_a_response_does_not_wait_for_its_body(bench: WasmBench, port: int) -> None:

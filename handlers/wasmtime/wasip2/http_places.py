@@ -147,6 +147,10 @@ class Places:
         self._idle = 0
         self._changed = threading.Condition()
 
+    def are_wanted(self) -> bool:
+        """There are requests that wait for one. Any thread."""
+        return self._idle < 0
+
     def hand_over(self, visit: Visit) -> None:
         """Have it answered, now or when there is a place. ResourceExhausted when there is not one."""
         with self._changed:

@@ -32,7 +32,8 @@ def link_proxy(guest: Guest, program: component.Component, export: str, resource
     world = new_world(guest, resources)
     service = Service(guest, world, program, export, resources)
     places = Places(service, start_thread)
-    server = Listening(_listeners(http, resources), world.waiter, places.hand_over, guest.engine.increment_epoch)
+    listeners, interrupt = _listeners(http, resources), guest.engine.increment_epoch
+    server = Listening(listeners, world.waiter, places.hand_over, places.are_wanted, interrupt)
     resources.callback(server.close)
     guest.wait_in(server)
     output = guest.give_files(lambda output: world.open(output, resources), resources)

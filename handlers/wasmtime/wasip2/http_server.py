@@ -1,7 +1,9 @@
 """The connections of an HTTP server: accepts them, waits for requests on them, has them answered elsewhere.
 
 Not the answers (`http_places`). Heads are read here, in one thread, so that nobody who is slow with his takes a place
-from others. Invariant: nothing is done for longer than _GONE for a client that has gone.
+from others. A client that has ended its side gets its answer, however late; TCP tells it from one that has closed its
+socket, as soon as the client's kernel has forgotten that (a minute). Invariant: nothing is done any more for a client
+that is known to have gone, nor for one that may have while others wait.
 """
 
 from __future__ import annotations
@@ -32,8 +34,15 @@ _LINGER: Final = 2 * _NS
 """How long a client that is still sending has to read why it is not wanted."""
 _SWEEP: Final = _NS
 _NOT_SERVED: Final = 501
-_GONE: Final = 3 * _NS
-"""A client that has ended its side may wait for the answer; one that is sent nothing for so long is taken for gone."""
+GONE: Final = 3 * _NS
+"""Where others wait, who has ended its side and has been sent nothing for so long is taken for gone."""
+_PROBES: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
+)
+"""The kernel asks every second whether it is still there: a reset, or half a minute without an answer, say no."""
 _BUSY: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
 
@@ -50,7 +59,7 @@ class Leaving:
         channel, now = self.connection.channel, time.monotonic_ns()
         if channel.sent != self._sent or channel.pending:
             self._sent, self._since = channel.sent, now
-        return now - self._since >= _GONE
+        return now - self._since >= GONE
 
 
 class Listening:
@@ -61,12 +70,17 @@ class Listening:
         listeners: Sequence[socket.socket],
         waiter: Waiter,
         answer: Callable[[Visit], None],
+        are_waiting: Callable[[], bool],
         interrupt: Callable[[], None],
     ) -> None:
-        """`answer` hands a visit to another thread; `interrupt` has who computes there see whether the client left."""
+        """`answer` hands a visit to another thread, or has it wait for one: whether there are such is `are_waiting`.
+
+        `interrupt` has who computes there see whether the client left.
+        """
         self._listeners = list(listeners)
         self._waiter = waiter
         self._answer = answer
+        self._are_waiting = are_waiting
         self._interrupt = interrupt
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -150,7 +164,7 @@ class Listening:
             if fd in self._waiting:
                 self._read(self._waiting[fd])
             elif fd in self._busy:
-                self._leave(self._busy[fd], reset=bool(event & select.EPOLLHUP))
+                self._leave(self._busy[fd], gone=bool(event & (select.EPOLLHUP | select.EPOLLERR)))
         # After them, as there may be new ones of the same numbers then.
         for fd, _ in events:
             if fd == self._wake:
@@ -159,12 +173,18 @@ class Listening:
             elif fd in listeners:
                 self._accept(listeners[fd])
 
-    def _leave(self, connection: Connection, *, reset: bool) -> None:
+    def _leave(self, connection: Connection, *, gone: bool) -> None:
         """The client sends nothing more."""
-        if reset:
+        fd = connection.sock.fileno()
+        if gone:
+            self._leaving.pop(fd, None)
             self._take_for_gone(connection)
-        else:
-            self._leaving[connection.sock.fileno()] = Leaving(connection)
+            return
+        self._leaving[fd] = Leaving(connection)
+        with contextlib.suppress(OSError):  # gone meanwhile, which the next event says
+            for probe in _PROBES:
+                connection.sock.setsockopt(*probe)
+        self._epoll.modify(fd, select.EPOLLONESHOT)
 
     def _take_for_gone(self, connection: Connection) -> None:
         """End what is done for it, be that waiting or computing."""
@@ -176,6 +196,8 @@ class Listening:
             self._interrupt()
 
     def _part_with_the_gone(self) -> None:
+        if not (self.draining or self._are_waiting()):
+            return
         for fd, leaving in tuple(self._leaving.items()):
             if leaving.is_over():
                 del self._leaving[fd]
