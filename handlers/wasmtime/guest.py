@@ -23,6 +23,7 @@ from typing import Final, Protocol
 import wasmtime
 
 from cri_shim.adapters.log_pump import LogPump
+from cri_shim.kernel import libc
 from cri_shim.model.container import Exit, Reason
 from cri_shim.model.errors import CriShimError, DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted
 from cri_shim.model.ids import ContainerId
@@ -336,7 +337,8 @@ class Guest:
             self._name_thread(threading.get_native_id())
             resources.callback(self._name_thread, 0)
             try:
-                _name_myself(self._id)
+                # Not by its file in /proc: what the kernel keeps of that holds up the end of a process.
+                libc.name_thread(f"wasm-{self._id[:10]}".encode())
                 linked = self._program(self, resources)
                 self._ready()
                 _become_gentle(self.spec)
@@ -433,12 +435,6 @@ def _no_memory(spec: GuestSpec) -> None:
 def one_line(error: Exception) -> str:
     """The engine's words, which come with line breaks, and with names of the module's that may be 100 kB long."""
     return shorten(" ".join(str(error).split()))
-
-
-def _name_myself(container_id: ContainerId) -> None:
-    comm = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(comm, f"wasm-{container_id[:10]}".encode())
-    os.close(comm)
 
 
 def _become_gentle(spec: GuestSpec) -> None:
