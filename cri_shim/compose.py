@@ -74,6 +74,7 @@ from cri_shim.flows.network_settle import SettleNetworks
 from cri_shim.flows.network_watch import NetworkWatch
 from cri_shim.flows.node import Node
 from cri_shim.flows.pod_detach import DetachPod
+from cri_shim.flows.pod_ipc import PodIpc
 from cri_shim.flows.pod_query import QueryPods
 from cri_shim.flows.pod_remove import RemovePod
 from cri_shim.flows.pod_run import RunPod
@@ -160,6 +161,7 @@ class Flows:
             exits=exits,
             create=containers.create,
             image_volumes=containers.create.image_volumes,
+            pod_ipc=containers.create.pod_ipc,
             node=base.node,
             clock=pods.run.clock,
         )
@@ -278,6 +280,7 @@ def _runtime(
             locks=locks,
             collector=images.collector,
             image_volumes=volumes,
+            pod_ipc=PodIpc(store, handlers, locks),
             platforms=images.platforms,
             missing_source=missing_source,
         ),

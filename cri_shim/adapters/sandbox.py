@@ -19,7 +19,7 @@ from cri_shim.model.layout import Layout
 from cri_shim.model.selinux import Label
 from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.namespaces import user_namespace
-from cri_shim.spec.pod import SandboxPlan, host_network
+from cri_shim.spec.pod import SandboxPlan, host_network, shm_bytes
 from cri_shim.spec.pod import namespaces as namespaces_of
 
 _FILE_MODE = 0o644
@@ -63,12 +63,29 @@ def release(layout: Layout, pod_id: PodId) -> None:
     image_volumes.release(layout, pod_id)
 
 
-def missing(layout: Layout, pod_id: PodId, config: pb.PodSandboxConfig) -> str:
+def make_ipc(pod: PodContext) -> None:
+    """The IPC namespace and /dev/shm of a pod that was made without: `SandboxPlan.ipc_later`.
+
+    What is there already stays as it is. What a failure leaves goes with the pod.
+    """
+    if pod.ipc is not None and not mounts.is_mount_point(pod.ipc):
+        pod.ipc.parent.mkdir(mode=0o700, exist_ok=True)
+        namespaces.pin_namespaces(pod.ipc.parent, net=False, ipc=True, uts=False, hostname="", sysctls={})
+    if not mounts.is_mount_point(pod.shm):
+        _mount_shm(
+            pod.shm,
+            shm_bytes(pod.config.annotations) if pod.ipc is not None else None,
+            (0, 0),
+            pod.selinux.mount if pod.selinux is not None else "",
+        )
+
+
+def missing(layout: Layout, pod_id: PodId, config: pb.PodSandboxConfig, *, needs_ipc: bool) -> str:
     """Which of a pod's kernel objects is gone, in words; empty when all are there."""
     wanted = {
         "user": user_namespace(namespaces_of(config)) is not None,
         "net": not host_network(config),
-        "ipc": namespaces_of(config).ipc != pb.NODE,
+        "ipc": needs_ipc and namespaces_of(config).ipc != pb.NODE,
     }
     for kind, needed in wanted.items():
         if needed and not mounts.is_mount_point(layout.namespace(pod_id, kind)):
@@ -132,20 +149,26 @@ def _make_log_directory(path: Path) -> None:
 
 def _make_namespaces(layout: Layout, pod_id: PodId, plan: SandboxPlan, mount_label: str) -> None:
     directory = layout.pod(pod_id)
-    (directory / "ns").mkdir(mode=0o700)
-    if plan.user is None and (plan.net or plan.ipc or plan.uts):
-        namespaces.pin_namespaces(
-            directory / "ns",
-            net=plan.net,
-            ipc=plan.ipc,
-            uts=plan.uts,
-            hostname=plan.hostname,
-            sysctls=plan.sysctls,
-        )
-    shm = directory / "shm"
-    shm.mkdir(mode=0o755)
-    if plan.ipc:
-        uid, gid = _owner(plan)
-        mounts.tmpfs(shm, size=plan.shm_bytes, mode=0o1777, uid=uid, gid=gid, label=mount_label)
+    ipc = plan.ipc and not plan.ipc_later
+    if plan.net or ipc or plan.uts:
+        (directory / "ns").mkdir(mode=0o700)
+        if plan.user is None:
+            namespaces.pin_namespaces(
+                directory / "ns",
+                net=plan.net,
+                ipc=ipc,
+                uts=plan.uts,
+                hostname=plan.hostname,
+                sysctls=plan.sysctls,
+            )
+    if not plan.ipc_later:
+        _mount_shm(directory / "shm", plan.shm_bytes if plan.ipc else None, _owner(plan), mount_label)
+
+
+def _mount_shm(target: Path, size: int | None, owner: tuple[int, int], label: str) -> None:
+    """`size` None: the node's."""
+    target.mkdir(mode=0o755, exist_ok=True)
+    if size is None:
+        mounts.bind(Path("/dev/shm"), target)  # noqa: S108 (the pod asked for the node's IPC)
     else:
-        mounts.bind(Path("/dev/shm"), shm)  # noqa: S108 (the pod asked for the node's IPC)
+        mounts.tmpfs(target, size=size, mode=0o1777, uid=owner[0], gid=owner[1], label=label)

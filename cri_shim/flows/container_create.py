@@ -26,6 +26,7 @@ from cri_shim.flows.inflight import InFlight
 from cri_shim.flows.infra import Infra
 from cri_shim.flows.locks import Locks
 from cri_shim.flows.lookup import existing_pod, find_container
+from cri_shim.flows.pod_ipc import PodIpc
 from cri_shim.flows.undo import Undo
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
@@ -78,6 +79,7 @@ class CreateContainer:
     locks: Locks
     collector: ImageCollector
     image_volumes: ImageVolumes
+    pod_ipc: PodIpc
     platforms: ImagePlatforms
     missing_source: MissingSource
     creations: InFlight[ContainerName, ContainerId] = field(default_factory=InFlight)
@@ -185,8 +187,11 @@ class CreateContainer:
         handler = self.handlers.get(decision.handler)
         if pod.ids is not None:
             await self.handlers.require_user_namespaces(decision.handler)
-        if handler.kind is Kind.LINUX and shares_pid(asked.pod_config):
-            await self.infra.ensure(asked.pod, decision.handler)
+        if handler.kind is Kind.LINUX:
+            if self.node.root:
+                await self.pod_ipc.ensure(asked.pod, pod)
+            if shares_pid(asked.pod_config):
+                await self.infra.ensure(asked.pod, decision.handler)
         env = self.handlers.rules[decision.handler].default_env
         process = process_plan(asked.config, pod.hostname, asked.image, files.users, env)
         placed = await self.image_volumes.mount(record, asked.config, pod)

@@ -19,6 +19,7 @@ from cri_shim.flows.container_start import with_start
 from cri_shim.flows.exits import Exits
 from cri_shim.flows.handlers import Handlers
 from cri_shim.flows.image_volumes import ImageVolumes
+from cri_shim.flows.pod_ipc import PodIpc
 from cri_shim.flows.pod_undo import UndoPod
 from cri_shim.log import get_logger
 from cri_shim.model.clock import Clock
@@ -48,6 +49,7 @@ class Recover:
     exits: Exits
     create: CreateContainer
     image_volumes: ImageVolumes
+    pod_ipc: PodIpc
     node: NodeFacts
     clock: Clock
 
@@ -91,17 +93,19 @@ class Recover:
     async def _pod(self, pod: PodRecord) -> None:
         if pod.state is PodState.PENDING:
             await self.undo_pod(pod.id)
-        elif pod.state is PodState.READY and (problem := await asyncio.to_thread(self._missing, pod)):
-            await self.undo_pod.not_ready(pod.id, problem)
+        elif pod.state is PodState.READY:
+            needs_ipc = self.pod_ipc.is_needed(pod)
+            if problem := await asyncio.to_thread(self._missing, pod, needs_ipc=needs_ipc):
+                await self.undo_pod.not_ready(pod.id, problem)
         # Of a container whose record went in the last moment of the earlier daemon.
         await self.image_volumes.release_unused(pod.id)
 
-    def _missing(self, pod: PodRecord) -> str:
+    def _missing(self, pod: PodRecord, *, needs_ipc: bool) -> str:
         """Why a READY pod is not: its namespaces are kernel objects, which a reboot takes."""
         if pod.boot_id != self.node.boot_id:
             return "the node was rebooted"
         config = pb.PodSandboxConfig.FromString(pod.config)
-        return sandbox.missing(self.layout, pod.id, config) if self.node.root else ""
+        return sandbox.missing(self.layout, pod.id, config, needs_ipc=needs_ipc) if self.node.root else ""
 
     async def _orphans(self) -> None:
         """Directories without a record, left by a daemon whose database is lost."""

@@ -29,7 +29,7 @@ def pin_namespaces(
     """Make new namespaces of the wanted kinds and bind them on `directory`/{net,ipc,uts}. Blocks for about 1 ms.
 
     They are set up as `new_namespaces.enter_new` says. InvalidArgument for a sysctl that is unknown, refused, or not
-    owned by a namespace made here. On failure nothing is left.
+    owned by a namespace made here. On failure nothing of them is left; pins of other kinds stay as they are.
     """
     kinds = [kind for kind, wanted in (("net", net), ("ipc", ipc), ("uts", uts)) if wanted]
     new_namespaces.check_sysctls(sysctls, kinds)
@@ -45,7 +45,10 @@ def pin_namespaces(
     try:
         threads.call_in_new_thread(make)
     except BaseException:
-        unpin(directory)
+        for kind in kinds:
+            _drop(directory / kind)
+        with contextlib.suppress(OSError):  # there are others
+            directory.rmdir()
         raise
 
 
@@ -53,9 +56,13 @@ def unpin(directory: Path) -> None:
     """Drop all pins in `directory` and the directory; what is gone already is success."""
     with contextlib.suppress(FileNotFoundError):
         for pin in directory.iterdir():
-            mounts.unmount_all(pin)
-            pin.unlink(missing_ok=True)
+            _drop(pin)
         directory.rmdir()
+
+
+def _drop(pin: Path) -> None:
+    mounts.unmount_all(pin)
+    pin.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cri_shim.model.errors import FailedPrecondition, InvalidArgument
-from cri_shim.model.handler import PodContext
+from cri_shim.model.handler import Kind, PodContext
 from cri_shim.model.ids import PodId
 from cri_shim.model.layout import Layout
 from cri_shim.model.node import NodeFacts
@@ -25,7 +25,7 @@ from cri_shim.spec.dispatch import ANNOTATION_PREFIX, HandlerRules
 from cri_shim.spec.namespaces import user_namespace
 from cri_shim.spec.paths import check_path
 from cri_shim.spec.quantity import parse_quantity
-from cri_shim.spec.sysctls import sysctls
+from cri_shim.spec.sysctls import namespace_of, sysctls
 
 MAX_NAME = 253  # a Kubernetes object name (DNS subdomain)
 MAX_HOSTNAME = 64  # Linux __NEW_UTS_LEN
@@ -43,6 +43,8 @@ class SandboxPlan:
     user: UserNamespace | None
     net: bool
     ipc: bool
+    ipc_later: bool
+    """The IPC namespace and /dev/shm wait for the first Linux container: modules use neither."""
     uts: bool
     hostname: str
     sysctls: Mapping[str, str]
@@ -101,14 +103,17 @@ def plan_sandbox(config: pb.PodSandboxConfig, node: NodeFacts, rules: HandlerRul
     own_net = not host_network(config)
     own_ipc = options.ipc != pb.NODE
     user = user_namespace(options)
+    to_set = sysctls(config.linux.sysctls, rules.default_sysctls, user, net=own_net, ipc=own_ipc)
     return SandboxPlan(
         user=user,
         net=own_net,
         ipc=own_ipc,
+        # A sysctl that the kernel refuses has to fail the pod, not a container.
+        ipc_later=rules.kind is Kind.WASM and not any(namespace_of(name, "sysctls") == "IPC" for name in to_set),
         uts=own_net,
         hostname=config.hostname if own_net and config.hostname else node.hostname,
-        sysctls=sysctls(config.linux.sysctls, rules.default_sysctls, user, net=own_net, ipc=own_ipc),
-        shm_bytes=_shm_bytes(config.annotations, rules, own_ipc=own_ipc),
+        sysctls=to_set,
+        shm_bytes=_allowed_shm_bytes(config.annotations, rules, own_ipc=own_ipc),
         resolv_conf=resolv_conf(config.dns_config) if config.HasField("dns_config") else None,
         log_directory=config.log_directory,
     )
@@ -200,14 +205,26 @@ def _check_beside_user_namespace(options: pb.NamespaceOption) -> None:
             raise InvalidArgument(msg, hint="the pod has a user namespace of its own")
 
 
-def _shm_bytes(annotations: Mapping[str, str], rules: HandlerRules, *, own_ipc: bool) -> int:
-    key = next((key for key in _SHM_SIZES if key in annotations), None)
+def shm_bytes(annotations: Mapping[str, str]) -> int:
+    """The size of /dev/shm that a pod asks for, or the usual one. InvalidArgument for what is no size."""
+    key = _shm_key(annotations)
     if key is None:
         return SHM_BYTES
     size = parse_quantity(annotations[key])
     if not size:
         msg = f"annotation {key}: {annotations[key][:MAX_NAME]!r} is not a size"
         raise InvalidArgument(msg, hint="for example 256Mi")
+    return size
+
+
+def _shm_key(annotations: Mapping[str, str]) -> str | None:
+    return next((key for key in _SHM_SIZES if key in annotations), None)
+
+
+def _allowed_shm_bytes(annotations: Mapping[str, str], rules: HandlerRules, *, own_ipc: bool) -> int:
+    size, key = shm_bytes(annotations), _shm_key(annotations)
+    if key is None:
+        return size
     if SHM_SIZE.removeprefix(ANNOTATION_PREFIX) not in rules.allowed_annotations:
         msg = f"annotation {key} is not allowed by handler {rules.name!r}"
         raise InvalidArgument(msg, hint="the node's administrator lists shm-size in the handler's allowed_annotations")

@@ -38,6 +38,8 @@ def _create_pods(lab: Lab, number: int, stop: threading.Event) -> None:
             try:
                 pod = cri.run_pod(config, handler)
                 cri.run(pod, container_config(image, *command, pid=pid))
+                if handler == "wasm":  # what Linux containers need comes with the first one
+                    cri.run(pod, container_config(lab.busybox, "sleep", "1000", name="sidecar", pid=pid))
             except grpc.RpcError:
                 if not stop.is_set():
                     raise

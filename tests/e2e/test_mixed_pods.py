@@ -7,6 +7,7 @@ container that runs, or in an error that the user can act on.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -77,6 +78,45 @@ def test_a_linux_sidecar_in_a_wasm_pod(shared_lab: Lab, registry: images.Registr
         lab.cri.exec(main, ["bash"])
     lab.cri.stop_pod(pod)
     assert [lab.cri.status(container).exit_code for container in (main, sidecar)] == [137, 137]
+
+
+def test_a_pod_of_modules_gets_ipc_and_shm_with_its_first_linux_container(lab: Lab, registry: images.Registry) -> None:
+    pod, other = lab.pod("wasm"), lab.pod("wasm")
+    for each in (pod, other):
+        lab.cri.wait_exit(lab.cri.run(each, container_config(lab.wasm, name="module")))
+    assert not [point for point in lab.daemon.traces().mounts if pod.id in point]
+    writer = lab.cri.run(pod, lab.shell("echo shared >/dev/shm/note; exec sleep 1000", name="writer"))
+    # Below the pod of the reader nothing is needed: a restart finds both pods as they are to be.
+    lab.daemon.kill()
+    lab.daemon.start()
+    with lab.daemon.client() as cri:
+        assert {item.state for item in cri.pods()} == {pb.SANDBOX_READY}
+        waits = "while [ ! -s /dev/shm/note ]; do sleep 0.1; done"
+        reader = cri.run(pod, lab.shell(f"{waits}; cat /dev/shm/note; readlink /proc/self/ns/ipc", name="reader"))
+        assert cri.wait_exit(reader).exit_code == 0
+        note, namespace = whole_lines(cri.log(reader))
+        assert note == "shared"
+        in_writer = cri.exec(writer, ["readlink", "/proc/self/ns/ipc"]).stdout.decode().strip()
+        assert namespace == in_writer != os.readlink("/proc/self/ns/ipc")
+        assert not [point for point in lab.daemon.traces().mounts if other.id in point]
+    lab.daemon.kill()
+    subprocess.run(["umount", lab.daemon.state / "pods" / pod.id / "ns" / "ipc"], check=True)
+    lab.daemon.start()
+    with lab.daemon.client() as cri:
+        states = {item.id: item.state for item in cri.pods()}
+        assert states == {pod.id: pb.SANDBOX_NOTREADY, other.id: pb.SANDBOX_READY}
+        cri.remove_all_pods()
+
+
+def test_an_ipc_sysctl_of_a_pod_of_modules_is_set_for_its_linux_containers(shared_lab: Lab) -> None:
+    lab = shared_lab
+    config = lab.pod_config()
+    config.linux.sysctls["kernel.shm_rmid_forced"] = "1"
+    assert lab.say(lab.pod("wasm", config=config), "cat /proc/sys/kernel/shm_rmid_forced") == ["1"]
+    config = lab.pod_config()
+    config.linux.sysctls["kernel.shm_rmid_forced"] = "no number"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "kernel.shm_rmid_forced"):
+        lab.pod("wasm", config=config)
 
 
 def test_a_wasm_artifact_in_a_crun_pod_needs_no_annotation(shared_lab: Lab) -> None:

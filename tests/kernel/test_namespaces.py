@@ -116,6 +116,14 @@ def test_over_long_hostname_fails_and_leaves_nothing(pins: Path) -> None:
     assert not [entry for entry in mounts.mountinfo() if entry.target.is_relative_to(pins)]
 
 
+def test_a_failure_leaves_the_pins_of_other_kinds(pins: Path) -> None:
+    pin(pins, net=False, ipc=False)
+    with pytest.raises(InvalidArgument, match="does not exist on this node"):
+        pin(pins, net=False, uts=False, sysctls={"kernel.shm_no_such_thing": "1"})
+    assert [entry.name for entry in pins.iterdir()] == ["uts"]
+    assert mounts.is_mount_point(pins / "uts")
+
+
 def test_unpin_is_idempotent_and_ends_the_namespace(pins: Path) -> None:
     pin(pins)
     namespaces.unpin(pins)

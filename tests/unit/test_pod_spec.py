@@ -64,6 +64,17 @@ def test_the_host_network_brings_the_hosts_name() -> None:
     assert plan.sysctls == {}
 
 
+def test_modules_need_no_ipc_and_wait_for_it_unless_something_is_set_there() -> None:
+    modules = HandlerRules("wasm", Kind.WASM)
+    waiting = pod.plan_sandbox(_config(), NODE, modules)
+    assert (waiting.net, waiting.ipc, waiting.ipc_later) == (True, True, True)
+    assert not pod.plan_sandbox(_config(), NODE, RULES).ipc_later
+    asked = pb.LinuxPodSandboxConfig(sysctls={"kernel.shm_rmid_forced": "1"})
+    assert not pod.plan_sandbox(_config(linux=asked), NODE, modules).ipc_later
+    default = dataclasses.replace(modules, default_sysctls={"fs.mqueue.msg_max": "100"})
+    assert not pod.plan_sandbox(_config(), NODE, default).ipc_later
+
+
 def test_default_sysctls_are_of_the_pods_own_namespaces_and_give_way() -> None:
     defaults = {
         "net.core.somaxconn": "4096",
