@@ -97,7 +97,7 @@ async def test_a_deadline_ends_the_child(zygote: Zygote, tmp_path: Path) -> None
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"did not finish within 0\.5 s and was killed"):
         await zygote.run(f"{TASK}:sleep", {"mark": str(mark)}, timeout=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert not is_alive(int(mark.read_text()))
 
 

@@ -111,7 +111,7 @@ def test_a_plugin_that_does_not_answer_holds_up_nobody(site: Site) -> None:
     for _ in range(2):
         begin = time.monotonic()
         ready, message = site.condition()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 10
         assert (ready, message) == (False, "the CNI plugins have not yet said whether they are ready")
     eventually(lambda: len(site.calls("STATUS")) == 1)
     hangs.unlink()

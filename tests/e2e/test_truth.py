@@ -178,7 +178,7 @@ def test_stop_of_a_fork_bomb(shared_lab: Lab, handler: str, pid: pb.NamespaceMod
         eventually(lambda: len(processes_in(place)) > BOMB_LIMIT // 2)
         begin = time.monotonic()
         lab.cri.stop(container)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         assert lab.cri.status(container).exit_code == 137
         assert not processes_in(place)
         lab.cri.remove_pod(pod)
@@ -211,8 +211,8 @@ def test_remove_while_it_is_being_stopped(shared_lab: Lab, handler: str) -> None
     lab.cri.wait_log(container, "asked")
     begin = time.monotonic()
     lab.cri.remove(container)
-    assert time.monotonic() - begin < 4
-    patient.result(4)
+    assert time.monotonic() - begin < 30
+    patient.result(30)
     assert container not in [listed.id for listed in lab.cri.containers()]
     with refused(grpc.StatusCode.NOT_FOUND):
         lab.cri.status(container)

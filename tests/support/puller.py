@@ -159,9 +159,9 @@ class Node:
     def partials(self) -> dict[str, int]:
         """Digest and bytes of each partial on disk."""
         found = {}
-        for entry in os.scandir(self.layout.partials):
+        for path in self.layout.partials.iterdir():
             with contextlib.suppress(FileNotFoundError):  # just gone
-                found[f"sha256:{entry.name}"] = entry.stat().st_size
+                found[f"sha256:{path.name}"] = path.stat().st_size
         return found
 
     def is_empty(self) -> bool:

@@ -12,7 +12,7 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
@@ -107,6 +107,10 @@ class SpdyClient:
         got = await asyncio.wait_for(self.reader.read(size), TIMEOUT)
         self.peer.receive(got)
         return bool(got)
+
+    def stop_reading(self) -> None:
+        """From now on only the kernel takes what comes; a reader nobody asks would take 2 MiB by itself."""
+        cast("asyncio.Transport", self.writer.transport).pause_reading()
 
     async def until_goaway(self) -> None:
         """Read until the server says goodbye, as a client of Kubernetes does, and close."""

@@ -657,6 +657,7 @@ async def test_a_client_that_pings_and_never_reads_is_cut(server: Server) -> Non
         return 0
 
     client = await opened(server.exec_url(OUTPUT, session), "error", "stdout")
+    client.stop_reading()
 
     async def flood() -> None:
         while True:
