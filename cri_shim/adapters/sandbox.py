@@ -6,7 +6,6 @@ threads. Invariant: `remove` succeeds on a whole pod, on half of one and on none
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -23,6 +22,9 @@ from cri_shim.spec.pod import SandboxPlan, host_network, shm_bytes
 from cri_shim.spec.pod import namespaces as namespaces_of
 
 _FILE_MODE = 0o644
+_FILES = ("resolv.conf", "hosts", "hostname")
+_PIECE = 64 * 1024
+"""Bytes of one read."""
 
 
 def make(layout: Layout, pod_id: PodId, plan: SandboxPlan, label: Label | None, *, root: bool) -> None:
@@ -49,8 +51,14 @@ def make(layout: Layout, pod_id: PodId, plan: SandboxPlan, label: Label | None, 
 
 def remove(layout: Layout, pod_id: PodId) -> None:
     """Release the namespaces, unmount and delete. Gone = success."""
-    release(layout, pod_id)
-    fs.remove_tree(layout.pod(pod_id))
+    directory = layout.pod(pod_id)
+    for name in _FILES:
+        (directory / name).unlink(missing_ok=True)
+    try:
+        directory.rmdir()  # a stopped pod of modules has nothing else
+    except OSError:
+        release(layout, pod_id)
+        fs.remove_tree(directory)
 
 
 def release(layout: Layout, pod_id: PodId) -> None:
@@ -114,16 +122,14 @@ def pin_pid_namespace(layout: Layout, pod_id: PodId, pid: int) -> None:
 
 def _write_files(directory: Path, plan: SandboxPlan) -> None:
     resolv = plan.resolv_conf if plan.resolv_conf is not None else _host_file("/etc/resolv.conf")
-    for name, data in (
-        ("resolv.conf", resolv),
-        ("hosts", _host_file("/etc/hosts")),
-        ("hostname", f"{plan.hostname}\n".encode()),
-    ):
+    contents = resolv, _host_file("/etc/hosts"), f"{plan.hostname}\n".encode()
+    for name, data in zip(_FILES, contents, strict=True):
         fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, data)
             os.fchmod(fd, _FILE_MODE)
-            os.fchown(fd, *_owner(plan))
+            if plan.user is not None:
+                os.fchown(fd, *_owner(plan))
         finally:
             os.close(fd)
 
@@ -134,9 +140,14 @@ def _owner(plan: SandboxPlan) -> tuple[int, int]:
 
 
 def _host_file(path: str) -> bytes:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(path).read_bytes()
-    return b""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:  # a file object would ask the kernel for more than the bytes
+        return b"".join(iter(lambda: os.read(fd, _PIECE), b""))
+    finally:
+        os.close(fd)
 
 
 def _make_log_directory(path: Path) -> None:

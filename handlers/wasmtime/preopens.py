@@ -220,10 +220,13 @@ def _directory(rootfs: Path, path: str) -> int:
 def _file_directories(
     base: Path, files: Mapping[str, _Mount], of_pod: Mapping[str, Path], *, may_mount: bool
 ) -> list[Preopen]:
-    """Without a root file system: one directory per parent, that holds the files and can hold nothing else."""
+    """Without a root file system: one directory per parent, that holds the files and can hold nothing else.
+
+    They are `base` with a number: one level less to make and to remove.
+    """
     preopens = []
     for number, parent in enumerate(sorted({posixpath.dirname(target) for target in (*files, *of_pod)})):
-        place = base / str(number)
+        place = base.with_name(f"{base.name}{number}")
         place.mkdir(parents=True)
         for target, source in of_pod.items():
             if posixpath.dirname(target) == parent:
