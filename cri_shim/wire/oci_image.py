@@ -38,6 +38,7 @@ WASM_LAYERS: Final = frozenset(
 )
 _OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+_UNKNOWN = "the media type is not known"
 _TARS = frozenset(
     {
         *(_OCI_LAYER, f"{_OCI_LAYER}+gzip", f"{_OCI_LAYER}+zstd"),
@@ -210,8 +211,10 @@ def plan_image(manifest: Manifest, digest: Digest, config: bytes, index_entry: D
     PullError for layers of unsupported kinds and for a config that does not fit the manifest.
     """
     parsed = _decode(config, _Config, "image config")
-    tars = [layer for layer in manifest.layers if layer.media_type not in WASM_LAYERS]
     modules = [layer for layer in manifest.layers if layer.media_type in WASM_LAYERS]
+    # Beside a module there may be what its own host reads (a configuration, a policy): runwasi leaves it aside too.
+    aside = [layer for layer in manifest.layers if modules and _why_refused(layer.media_type) == _UNKNOWN]
+    tars = [layer for layer in manifest.layers if layer not in modules and layer not in aside]
     if len(modules) > 1:
         msg = f"the image has {len(modules)} Wasm layers, a container runs exactly one"
         raise PullError(msg)
@@ -223,7 +226,7 @@ def plan_image(manifest: Manifest, digest: Digest, config: bytes, index_entry: D
         annotations={**(entry or {}), **(manifest.annotations or {})},
         layers=_with_chain_ids(tars, _diff_ids(parsed, manifest, tars)),
         wasm=modules[0] if modules else None,
-        size=manifest.config.size + sum(layer.size for layer in manifest.layers),
+        size=manifest.config.size + sum(layer.size for layer in (*tars, *modules)),
     )
 
 
@@ -333,7 +336,7 @@ def _diff_ids(config: _Config, manifest: Manifest, tars: Sequence[Descriptor]) -
     listed = (config.rootfs.diff_ids if config.rootfs is not None else None) or ()
     if len(listed) == len(manifest.layers):
         pairs = zip(manifest.layers, listed, strict=True)
-        listed = tuple(diff_id for layer, diff_id in pairs if layer.media_type not in WASM_LAYERS)
+        listed = tuple(diff_id for layer, diff_id in pairs if layer in tars)
     if len(listed) != len(tars):
         msg = f"the image config lists {len(listed)} layers, the manifest has {len(tars)}"
         raise PullError(msg)
@@ -353,13 +356,18 @@ def _with_chain_ids(tars: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> t
 
 
 def _check_media_type(layer: Descriptor) -> None:
-    if layer.media_type in _TARS:
-        return
+    if reason := _why_refused(layer.media_type):
+        msg = f"layer {layer.digest} of type {layer.media_type or 'unknown'} cannot be unpacked: {reason}"
+        raise PullError(msg)
+
+
+def _why_refused(media_type: str) -> str:
+    """Empty for a layer that can be unpacked, or is a module."""
+    if media_type in _TARS or media_type in WASM_LAYERS:
+        return ""
     reasons = {
         "+encrypted": "it is encrypted",
         "foreign": "foreign layers are not in the registry",
         "nondistributable": "foreign layers are not in the registry",
     }
-    reason = next((text for word, text in reasons.items() if word in layer.media_type), "the media type is not known")
-    msg = f"layer {layer.digest} of type {layer.media_type or 'unknown'} cannot be unpacked: {reason}"
-    raise PullError(msg)
+    return next((text for word, text in reasons.items() if word in media_type), _UNKNOWN)

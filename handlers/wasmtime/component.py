@@ -1,4 +1,4 @@
-"""A component (WASI 0.2) as a guest's program: its export `wasi:cli/run`, called once. In a worker only.
+"""A component (WASI 0.2) as a guest's program: its export `wasi:cli/run`, or a function, called once. In a worker only.
 
 What a component imports comes from the engine, or all of it from `handlers.wasmtime.wasip2` where it uses the network,
 which the engine's Python API denies. One that exports `wasi:http/incoming-handler` in place of `wasi:cli/run` is
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import wasmtime
-from wasmtime.component import Component, Linker
+from wasmtime.component import Component, FuncType, Linker, ResultType
 
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.spec.dispatch import LISTEN_ANNOTATION
-from handlers.wasmtime.ending import Ending
+from handlers.wasmtime.ending import Ending, shorten
 from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION
 from handlers.wasmtime.native import address
@@ -44,14 +44,12 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
         component = Component.deserialize_file(guest.engine, guest.compiled)
     except wasmtime.WasmtimeError as error:
         raise guest.unusable(error) from None
-    if guest.spec.entry.function != DEFAULT_FUNCTION:
-        msg = f"a component has no function {guest.spec.entry.function!r} to call"
-        raise FailedPrecondition(msg, hint="leave out the part of command[0] from # on")
-    if served := _served(guest, component):
+    wanted = guest.spec.entry.function
+    if wanted == DEFAULT_FUNCTION and (served := _served(guest, component)):
         from handlers.wasmtime.wasip2.http_proxy import link_proxy  # noqa: PLC0415  for those who need it
 
         return link_proxy(guest, component, served, resources)
-    export = _run_export(guest, component)
+    path = (_run_export(guest, component), "run") if wanted == DEFAULT_FUNCTION else (_function(guest, component),)
     imports = list(component.type.imports(guest.engine))
     store = wasmtime.Store(guest.engine)
     store.set_epoch_deadline(1)
@@ -64,7 +62,7 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
         linker, table = _native_linker(guest.engine, imports), Table()
         context = address(store._context())  # noqa: SLF001  the library has no other way
         output = guest.give_files(lambda output: set_wasi(context, guest.spec, output), resources)
-    run = _Run(guest, store, linker, component, export, table)
+    run = _Run(guest, store, linker, component, path, table)
     return Linked(store, output, run.execute)
 
 
@@ -97,13 +95,34 @@ def _run_export(guest: Guest, component: Component) -> str:
     return found
 
 
+def _function(guest: Guest, component: Component) -> str:
+    """What is named after the # of command[0]: it may give back nothing, or a result."""
+    wanted = guest.spec.entry.function
+    if guest.spec.http is not None and guest.spec.http.asked:
+        msg = f"annotation {LISTEN_ANNOTATION}: of the component function {wanted!r} is called, and nothing is served"
+        raise FailedPrecondition(msg)
+    exports = component.type.exports(guest.engine)
+    items = {name: extern.ty for name, extern in exports.items()}
+    functions = {name: kind for name, kind in items.items() if isinstance(kind, FuncType)}
+    if wanted not in functions:
+        there_are = f", which exports {shorten(', '.join(sorted(functions)))}" if functions else ""
+        msg = f"the component exports no function {wanted!r}"
+        raise FailedPrecondition(msg, hint=f"leave out the part of command[0] from # on, or name another{there_are}")
+    kind = functions[wanted]
+    if kind.params or not (kind.result is None or isinstance(kind.result, ResultType)):
+        msg = f"the component's function {wanted!r} takes parameters, or gives back what is no exit code"
+        raise FailedPrecondition(msg)
+    return wanted
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     guest: Guest
     store: wasmtime.Store
     linker: Linker
     component: Component
-    export: str
+    path: tuple[str, ...]
+    """Of the function: the names of exports, one in the other."""
     table: Table
 
     def execute(self) -> Ending:
@@ -122,11 +141,14 @@ class _Run:
 
     def _call(self) -> int:
         instance = self.linker.instantiate(self.store, self.component)
-        interface = instance.get_export_index(self.store, self.export)
-        index = instance.get_export_index(self.store, "run", interface)
+        index = None
+        for name in self.path:
+            index = instance.get_export_index(self.store, name, index)
+            if index is None:
+                break
         run = instance.get_func(self.store, index) if index is not None else None
         if run is None:
-            msg = f"{self.export} has no function run"
+            msg = f"the component has no function {' '.join(self.path)}"
             raise TypeError(msg)
-        outcome, _ = calls.call(self.table, self.store, run)
-        return 0 if outcome == "ok" else _FAILED
+        result = calls.call(self.table, self.store, run)
+        return 0 if result is None or result[0] == "ok" else _FAILED

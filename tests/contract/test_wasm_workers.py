@@ -313,6 +313,29 @@ async def test_the_trap_of_a_component_is_told(bench: WasmBench) -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "code", "words"),
+    [
+        ("works", 0, ""),
+        ("fails", 1, ""),
+        ("nothing", 0, ""),
+        ("takes", None, "'takes' takes parameters"),
+        ("gives", None, "gives back what is no exit code"),
+        ("other", None, "exports no function 'other'.*which exports fails, gives, nothing, takes, works"),
+        ("wasi:cli/run@0.2.0", None, "exports no function 'wasi:cli/run@0.2.0'"),
+    ],
+)
+async def test_a_function_of_a_component(bench: WasmBench, function: str, code: int | None, words: str) -> None:
+    plan = bench.artifact(wasm.COMPONENT_FUNCTIONS, f"m#{function}")
+    await bench.handler.create(plan)
+    if code is None:
+        with pytest.raises(FailedPrecondition, match=words):
+            await bench.handler.start(plan.id)
+    else:
+        await bench.handler.start(plan.id)
+        assert (await bench.end_of(plan)).code == code
+
+
+@pytest.mark.parametrize(
     ("export", "words"),
     [("a:b/c@0.2.0", "exports neither wasi:cli/run"), ("wasi:cli/run@0.3.0", "exports neither wasi:cli/run")],
 )

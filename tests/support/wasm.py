@@ -423,6 +423,21 @@ def component(run: str) -> str:
       (export "wasi:cli/run@0.2.0" (instance $exported)))"""
 
 
+COMPONENT_FUNCTIONS: Final = """(component
+  (core module $m (func (export "none")) (func (export "zero") (result i32) i32.const 0)
+    (func (export "one") (result i32) i32.const 1) (func (export "takes") (param i32)))
+  (core instance $i (instantiate $m))
+  (func $nothing (canon lift (core func $i "none")))
+  (func $works (result (result)) (canon lift (core func $i "zero")))
+  (func $fails (result (result)) (canon lift (core func $i "one")))
+  (func $gives (result u32) (canon lift (core func $i "one")))
+  (func $takes (param "a" u32) (canon lift (core func $i "takes")))
+  (export "nothing" (func $nothing)) (export "works" (func $works)) (export "fails" (func $fails))
+  (export "gives" (func $gives)) (export "takes" (func $takes))
+  (instance $run (export "run" (func $works))) (export "wasi:cli/run@0.2.0" (instance $run)))"""
+"""Beside `wasi:cli/run` functions of its own."""
+
+
 GREETER: Final = _guest(
     "sock_accept fd_fdstat_set_flags fd_close fd_write",
     """(data (i32.const 1024) "listening\\n") (data (i32.const 1100) "hello from wasm\\n")

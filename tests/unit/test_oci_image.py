@@ -240,6 +240,18 @@ def test_a_nul_is_refused_where_it_would_be_the_end(settings: dict[str, object])
         plan_of(images.image([LAYER], settings))
 
 
+def test_what_is_of_an_unknown_type_beside_a_module_is_left_aside() -> None:
+    module = images.Blob(b"\0asm", images.WASM_LAYER, images.digest(b"\0asm"))
+    other = images.Blob(b"[settings]", "application/toml", images.digest(b"[settings]"))
+    plan = plan_of(images.image([other, module, LAYER], os="wasi", architecture="wasm"))
+    assert plan.wasm is not None
+    assert plan.wasm.digest == module.digest
+    assert [layer.diff_id for layer in plan.layers] == [LAYER.diff_id]
+    secret = images.Blob(LAYER.data, f"{images.TAR_GZIP}+encrypted", LAYER.diff_id)
+    with pytest.raises(PullError, match="encrypted"):
+        plan_of(images.image([module, secret], os="wasi", architecture="wasm"))
+
+
 def test_two_modules_are_one_too_many() -> None:
     blobs = [images.Blob(data, images.WASM_LAYER) for data in (b"1", b"2")]
     with pytest.raises(PullError, match="2 Wasm layers"):
