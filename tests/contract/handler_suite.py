@@ -37,7 +37,7 @@ from cri_shim.spec.cgroup_plan import Driver
 from tests.support.cri import read_log
 from tests.support.leftovers import remove_cgroup
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds that anything here may take at most."""
 
 

@@ -49,7 +49,7 @@ def execute(
 
 
 def join(bench: Bench, plan: ContainerPlan, client: MemoryClient) -> asyncio.Task[int]:
-    return asyncio.ensure_future(within(20, attach.serve(bench.handler, plan.id, client)))
+    return asyncio.ensure_future(within(60, attach.serve(bench.handler, plan.id, client)))
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ class TestTerminal:
         for tty in (True, False):
             assert await execute(bench, plan, MemoryClient(), "true", tty=tty) == 0
             assert await execute(bench, plan, MemoryClient(), "/nowhere", tty=tty) == 127
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
         assert list((plan.bundle / "exec").iterdir()) == []
 
 
@@ -234,7 +234,7 @@ class TestAttach:
         await bench.is_ready(plan, "early")
         writer, reader = MemoryClient(stdin=True, stderr=True), MemoryClient(stderr=True)
         sessions = [join(bench, plan, client) for client in (writer, reader)]
-        await asyncio.sleep(0.1)
+        await asyncio.gather(writer.joined.wait(), reader.joined.wait())
         writer.keys.type(b"go\n")
         for client in (writer, reader):
             await client.out.shows(b"late\n")
@@ -280,7 +280,7 @@ class TestAttach:
         await bench.is_ready(plan)
         onlooker = MemoryClient()
         looking = join(bench, plan, onlooker)
-        await asyncio.sleep(0.1)
+        await onlooker.joined.wait()
         onlooker.leave()  # it has no input, so that nothing of the container's ends with it
         await looking
         client = MemoryClient(stdin=True)
@@ -359,7 +359,7 @@ class TestAttach:
         for stdin in (False, True):
             client = MemoryClient(stdin=stdin)
             session = join(bench, plan, client)
-            await asyncio.sleep(0.1)
+            await client.joined.wait()
             client.leave()
             await session
         await bench.end_of(plan)

@@ -44,7 +44,7 @@ async def begin(bench: WasmBench, text: str, **config: Any) -> ContainerPlan:
 
 def join(bench: WasmBench, plan: ContainerPlan, client: MemoryClient) -> asyncio.Task[int]:
     async def session() -> int:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await attach.serve(bench.handler, plan.id, client)
 
     return asyncio.ensure_future(session())
@@ -54,7 +54,7 @@ async def test_input_and_output_until_the_end(bench: WasmBench) -> None:
     plan = await begin(bench, wasm.CAT, stdin=True, stdin_once=True)
     client, onlooker = MemoryClient(stdin=True, stderr=True), MemoryClient()
     sessions = [join(bench, plan, onlooker), join(bench, plan, client)]
-    await asyncio.sleep(0.1)
+    await asyncio.gather(onlooker.joined.wait(), client.joined.wait())
     client.keys.type(MEGABYTE)
     client.keys.end()
     assert await asyncio.gather(*sessions) == [0, 0]
@@ -93,7 +93,7 @@ async def test_a_signal_ends_a_module_that_waits_for_input(bench: WasmBench) -> 
     plan = await begin(bench, wasm.CAT, stdin=True)
     client = MemoryClient(stdin=True)
     session = join(bench, plan, client)
-    await asyncio.sleep(0.05)
+    await client.joined.wait()
     await bench.handler.kill(plan.id, signal.SIGTERM)
     assert (await bench.end_of(plan)).code == 143
     assert await session == 0
@@ -107,7 +107,7 @@ async def test_a_client_that_takes_nothing_stops_the_output_and_is_sent_away(
     slow, writer = MemoryClient(), MemoryClient(stdin=True)
     slow.out.room.clear()
     sessions = [join(bench, plan, slow), join(bench, plan, writer)]
-    await asyncio.sleep(0.1)
+    await asyncio.gather(slow.joined.wait(), writer.joined.wait())
     writer.keys.type(MEGABYTE)
     await asyncio.sleep(0.1)
     assert len(writer.out.data) < len(MEGABYTE)
@@ -131,7 +131,7 @@ async def test_nothing_is_left(bench: WasmBench) -> None:
     for stdin in (False, True):
         client = MemoryClient(stdin=stdin)
         session = join(bench, plan, client)
-        await asyncio.sleep(0.05)
+        await client.joined.wait()
         client.leave()
         await session
     pump_notices = b"a write finds that a client has gone\n"

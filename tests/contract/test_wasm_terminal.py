@@ -85,6 +85,7 @@ async def test_attach(bench: WasmBench) -> None:
     await bench.said(plan, "ready")
     client, onlooker = MemoryClient(stdin=True), MemoryClient()
     sessions = [join(bench, plan, client), join(bench, plan, onlooker)]
+    await asyncio.gather(client.joined.wait(), onlooker.joined.wait())
     client.window.put_nowait(TerminalSize(100, 40))
     pid = bench.handler.info(plan.id)["pid"]
     await until(lambda: window(pid) == (40, 100))

@@ -63,7 +63,7 @@ async def test_a_task_gets_its_arguments_and_descriptors(zygote: Zygote) -> None
     for number, (_, write) in enumerate(ends):
         os.write(write, f"pipe {number}".encode())
     arguments = {"text": "\udcff ä", "long": "x" * 1_000_000}
-    result = await zygote.run(f"{TASK}:echo", arguments, [read for read, _ in ends], timeout=5)
+    result = await zygote.run(f"{TASK}:echo", arguments, [read for read, _ in ends], timeout=60)
     assert result == {"arguments": arguments, "read": ["pipe 0", "pipe 1", "pipe 2"]}
     for end in ends:
         os.close(end[0])
@@ -79,24 +79,25 @@ async def test_children_run_side_by_side_and_have_nothing_else_open(zygote: Zygo
 
 async def test_an_exception_comes_back_with_its_errno(zygote: Zygote) -> None:
     with pytest.raises(TaskError, match="fail failed: OSError: No space left") as caught:
-        await zygote.run(f"{TASK}:fail", {}, timeout=5)
+        await zygote.run(f"{TASK}:fail", {}, timeout=60)
     assert (caught.value.errno, caught.value.type) == (28, "OSError")
     with pytest.raises(TaskError, match="ModuleNotFoundError"):
-        await zygote.run("no_such_module:task", {}, timeout=5)
+        await zygote.run("no_such_module:task", {}, timeout=60)
     with pytest.raises(TaskError, match="AttributeError"):
-        await zygote.run(f"{TASK}:no_such_task", {}, timeout=5)
+        await zygote.run(f"{TASK}:no_such_task", {}, timeout=60)
 
 
 async def test_a_child_that_is_killed_is_named(zygote: Zygote) -> None:
     with pytest.raises(Internal, match="killed was killed by SIGKILL without a result"):
-        await zygote.run(f"{TASK}:killed", {}, timeout=5)
+        await zygote.run(f"{TASK}:killed", {}, timeout=60)
 
 
 async def test_a_deadline_ends_the_child(zygote: Zygote, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
+    await zygote.start()
     started = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match=r"did not finish within 0\.5 s and was killed"):
-        await zygote.run(f"{TASK}:sleep", {"mark": str(mark)}, timeout=0.5)
+    with pytest.raises(DeadlineExceeded, match=r"did not finish within 2 s and was killed"):
+        await zygote.run(f"{TASK}:sleep", {"mark": str(mark)}, timeout=2)
     assert time.monotonic() - started < 30
     assert not is_alive(int(mark.read_text()))
 
@@ -122,7 +123,7 @@ async def test_a_dead_zygote_is_replaced_and_its_children_go_on(zygote: Zygote, 
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     assert is_alive(child)
-    result = await zygote.run(f"{TASK}:pid", {}, timeout=5)
+    result = await zygote.run(f"{TASK}:pid", {}, timeout=60)
     assert result["parent"] == zygote.pid != first
     os.kill(child, signal.SIGKILL)
     with pytest.raises(Internal, match="ended without a result"):
@@ -154,7 +155,7 @@ async def test_the_zygote_ends_with_its_owner_and_holds_no_lock(tmp_path: Path) 
 
 
 async def test_children_do_not_inherit_shelter_from_the_oom_killer(zygote: Zygote) -> None:
-    assert int((await zygote.run(f"{TASK}:score", {}, timeout=5))["score"]) >= 0
+    assert int((await zygote.run(f"{TASK}:score", {}, timeout=60))["score"]) >= 0
 
 
 async def test_an_idle_zygote_is_small(zygote: Zygote) -> None:

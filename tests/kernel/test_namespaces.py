@@ -144,7 +144,7 @@ def test_thousand_pins_leave_nothing(pins: Path) -> None:
     for _ in range(200):
         pin(pins)
         namespaces.unpin(pins)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert not [entry for entry in mounts.mountinfo() if entry.fstype == "nsfs" and pins in entry.target.parents]
 
 

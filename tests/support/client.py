@@ -55,7 +55,7 @@ class Shown:
     async def close(self) -> None:
         self.closed = True
 
-    async def shows(self, text: bytes, within: float = 10) -> None:
+    async def shows(self, text: bytes, within: float = 30) -> None:
         async with asyncio.timeout(within):
             while text not in self.data:
                 await asyncio.sleep(0.005)
@@ -69,6 +69,8 @@ class MemoryClient:
         self.stdout = Shown() if stdout else None
         self.stderr = Shown() if stderr else None
         self.window: asyncio.Queue[TerminalSize] = asyncio.Queue()
+        self.joined = asyncio.Event()
+        """Set when the session has begun: what is written from now on is shown."""
         self._left = asyncio.Event()
 
     def leave(self) -> None:
@@ -85,6 +87,7 @@ class MemoryClient:
             yield await self.window.get()
 
     async def gone(self) -> None:
+        self.joined.set()
         await self._left.wait()
 
     @property

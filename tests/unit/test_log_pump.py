@@ -38,7 +38,7 @@ class Writer:
     def end(self) -> None:
         os.close(self.out)
         os.close(self.err)
-        assert self.drained.wait(10)
+        assert self.drained.wait(60)
 
 
 def contents(path: Path) -> list[tuple[str, str, str]]:
@@ -48,7 +48,7 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
 
 
 def wait_for(path: Path, text: bytes) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while text not in path.read_bytes():
         assert time.monotonic() < deadline, path.read_bytes()
         time.sleep(0.002)
@@ -234,7 +234,7 @@ def test_many_containers_share_one_thread_and_one_that_watches_it(pump: LogPump,
 def test_no_container_no_thread() -> None:
     before = threading.active_count()
     pump = LogPump()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one that an earlier test has left may go
     pump.close()
 
 

@@ -40,7 +40,7 @@ def nothing_left() -> Iterator[None]:
     """No test leaves a child behind, dead or alive."""
     before = children()
     yield
-    assert children() == before
+    assert set(children()) <= set(before)
 
 
 @pytest.fixture
@@ -52,18 +52,18 @@ async def reaper() -> AsyncIterator[process.Reaper]:
 
 
 async def until_gone(*pids: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while any(process.process_start_time(pid) is not None for pid in pids):
             await asyncio.sleep(0.005)
 
 
 async def test_run_returns_code_and_both_streams() -> None:
-    done = await process.run([SHELL, "-c", "cat; echo oops >&2; exit 7"], stdin=b"in", timeout=5)
+    done = await process.run([SHELL, "-c", "cat; echo oops >&2; exit 7"], stdin=b"in", timeout=60)
     assert done == process.Completed((SHELL, "-c", "cat; echo oops >&2; exit 7"), 7, b"in", b"oops\n")
 
 
 async def test_death_by_signal_is_a_negative_code() -> None:
-    assert (await process.run([SHELL, "-c", "kill -TERM $$"], timeout=5)).returncode == -signal.SIGTERM
+    assert (await process.run([SHELL, "-c", "kill -TERM $$"], timeout=60)).returncode == -signal.SIGTERM
 
 
 async def test_large_input_and_output_pass_through_small_pipes() -> None:
@@ -78,13 +78,13 @@ async def test_output_over_the_limit_is_drained_and_dropped() -> None:
 
 
 async def test_child_that_does_not_read_its_input_is_no_error() -> None:
-    assert (await process.run(["true"], stdin=bytes(1 << 20), timeout=5)).returncode == 0
+    assert (await process.run(["true"], stdin=bytes(1 << 20), timeout=60)).returncode == 0
 
 
 async def test_deadline_kills_the_whole_group_and_names_the_program(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    with pytest.raises(DeadlineExceeded, match=f"^{SHELL} did not finish within 0.3 s and was killed$"):
-        await process.run([SHELL, "-c", f"sleep 60 & echo $$ $! > {pids}; wait"], timeout=0.3)
+    with pytest.raises(DeadlineExceeded, match=f"^{SHELL} did not finish within 1 s and was killed$"):
+        await process.run([SHELL, "-c", f"sleep 60 & echo $$ $! > {pids}; wait"], timeout=1)
     shell, grandchild = map(int, pids.read_text().split())
     assert process.process_start_time(shell) is None
     await until_gone(grandchild)
@@ -93,7 +93,7 @@ async def test_deadline_kills_the_whole_group_and_names_the_program(tmp_path: Pa
 async def test_cancellation_kills_and_reaps(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     task = asyncio.create_task(process.run([SHELL, "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout=60))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not (pid_file.exists() and pid_file.read_text()):
             await asyncio.sleep(0.005)
     task.cancel()
@@ -146,7 +146,7 @@ async def test_program_that_is_no_program(tmp_path: Path) -> None:
     text = tmp_path / "plain"
     text.write_text("text")
     with pytest.raises(FailedPrecondition, match=f"cannot execute {text}: Permission denied"):
-        await process.run([text], timeout=5)
+        await process.run([text], timeout=60)
 
 
 async def test_missing_working_directory_is_not_blamed_on_the_program(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ async def test_missing_working_directory_is_not_blamed_on_the_program(tmp_path: 
 async def test_service_manager_variables_do_not_reach_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
     monkeypatch.setenv("KEPT", "yes")
-    words = (await process.run(["env"], timeout=5)).stdout.decode().splitlines()
+    words = (await process.run(["env"], timeout=60)).stdout.decode().splitlines()
     assert "KEPT=yes" in words
     assert not [word for word in words if word.startswith("NOTIFY_SOCKET")]
 
@@ -175,17 +175,21 @@ async def test_only_named_descriptors_are_inherited() -> None:
 
 
 async def test_short_lived_children_hold_the_inflight_lock(tmp_path: Path) -> None:
-    lock = tmp_path / "inflight.lock"
+    lock, begun, end = (tmp_path / name for name in ("inflight.lock", "begun", "end"))
     fd = lock_exclusive(lock)
     assert fd is not None
     process.set_inflight_fd(fd)
     try:
-        task = asyncio.create_task(process.run(["sleep", "0.5"], timeout=5))
-        await asyncio.sleep(0.1)
+        script = f"touch {begun}; until [ -e {end} ]; do sleep 0.05; done"
+        task = asyncio.create_task(process.run([SHELL, "-c", script], timeout=60))
+        async with asyncio.timeout(60):
+            while not begun.exists():
+                await asyncio.sleep(0.005)
     finally:
         process.set_inflight_fd(-1)
         os.close(fd)
     assert lock_exclusive(lock) is None
+    end.touch()
     await task
     again = lock_exclusive(lock)
     assert again is not None
@@ -281,7 +285,7 @@ async def test_reaper_waits_while_a_start_is_pending(reaper: process.Reaper) -> 
 
 async def test_thousands_of_quick_children_leak_nothing(reaper: process.Reaper) -> None:
     del reaper
-    await process.run(["true"], timeout=5)
+    await process.run(["true"], timeout=60)
     before = descriptors()
     for _ in range(40):
         batch = [process.run(["true"], stdin=b"x", timeout=20) for _ in range(50)]
@@ -294,8 +298,8 @@ async def test_failed_starts_leak_nothing() -> None:
     before = descriptors()
     for _ in range(20):
         with pytest.raises(FailedPrecondition):
-            await process.run(["no-such-program"], stdin=b"x", timeout=5)
-    assert descriptors() == before
+            await process.run(["no-such-program"], stdin=b"x", timeout=60)
+    assert descriptors() <= before
 
 
 def test_text_prefers_stderr_and_is_short() -> None:
@@ -338,7 +342,7 @@ async def test_a_child_has_what_it_is_given_and_nothing_else(tmp_path: Path) -> 
 
 async def test_a_child_ignores_no_signal() -> None:
     """Python ignores SIGPIPE; glibc would let the child ignore two that it uses itself."""
-    done = await process.run([SHELL, "-c", "grep SigIgn /proc/self/status"], timeout=5)
+    done = await process.run([SHELL, "-c", "grep SigIgn /proc/self/status"], timeout=60)
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
     assert done.stdout == b"SigIgn:\t0000000000000000\n"
 
@@ -359,7 +363,7 @@ async def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = await process.run(["pwd"], timeout=5, cwd=tmp_path)
     assert done.stdout.decode().strip() == str(tmp_path)
     with pytest.raises(ValueError, match="null"):
-        await process.run(["echo", "a\0b"], timeout=5)
+        await process.run(["echo", "a\0b"], timeout=60)
 
 
 def test_streams_of_a_parent_that_has_none_of_its_own() -> None:

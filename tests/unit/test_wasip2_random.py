@@ -240,4 +240,4 @@ def test_no_call_is_a_defect(seed: int, base: Path) -> None:
         for _ in range(3000):
             chaos.step()
         assert len(chaos.errors) > 8, chaos.errors
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -114,7 +114,7 @@ def test_a_pump_without_a_thread_is_turned_by_its_owner(tmp_path: Path) -> None:
     threads = threading.active_count()
     read, write = os.pipe2(os.O_CLOEXEC)
     pump.attach(LogFile(str(tmp_path / "log")), {Stream.STDOUT: read}, lambda: ended.append(True))
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     os.write(write, b"a line\n")
     pump.turn(pump.start())
     assert (tmp_path / "log").read_text().endswith(" stdout F a line\n")
