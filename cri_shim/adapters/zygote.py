@@ -28,7 +28,7 @@ from cri_shim.model.errors import CriShimError, DeadlineExceeded, Internal, Reso
 _PROGRAM: Final = Path(cri_shim.__file__).parent / "zygote" / "__main__.py"
 _MESSAGE: Final = 4096
 _MAX_DESCRIPTORS: Final = 250  # SCM_MAX_FD, less our own three
-_EXIT_WAIT: Final = 2.0
+_EXIT_WAIT: Final = 30.0
 """Seconds between a child's last byte and its exit status."""
 
 

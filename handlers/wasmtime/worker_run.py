@@ -34,7 +34,8 @@ from handlers.wasmtime.worker_files import Files
 
 LOST: Final = 255
 """The code of what left none."""
-_STATUS_SECONDS: Final = 0.5
+_STATUS_SECONDS: Final = 30.0
+"""For a zygote that does not get to it on a loaded node; one that is gone is noticed at once."""
 
 
 @dataclass(slots=True)
