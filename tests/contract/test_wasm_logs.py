@@ -121,7 +121,7 @@ async def test_a_log_that_takes_nothing_keeps_nobody_from_ending(
 async def test_a_log_that_is_not_opened_fails_its_start_and_nothing_else(
     bench: WasmBench, fifo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.wasmtime.in_process.OPENING_SECONDS", 0.1)  # a worker has its own
+    monkeypatch.setattr("handlers.wasmtime.in_process.OPENING_SECONDS", 1.0)  # a worker has its own
     await bench.finish(bench.artifact(wasm.HELLO))
     before = descriptors()
     plan = replace(bench.artifact(wasm.PROGRAMS["count"]), log_path=fifo)
