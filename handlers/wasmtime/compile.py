@@ -1,6 +1,7 @@
 """The compiler: a task for a child of the zygote. Never called in the daemon.
 
-Invariant: what appears at the target is whole, and was made from the bytes of the digest.
+A module's growth is put into functions that note when it was refused (`cri_shim.wire.wasm_growth`). Invariant: what
+appears at the target is whole, and was made from the bytes of the digest.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ import hashlib
 import os
 import resource
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cri_shim.kernel.fs import atomic_write
+from handlers.wasmtime.refusal_note import note_name
+
+if TYPE_CHECKING:
+    import wasmtime
 
 _NICE = 10
 _MOST_THREADS = 8
@@ -37,10 +43,11 @@ def compile_module(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str
     if f"sha256:{hashlib.sha256(code).hexdigest()}" != arguments["digest"]:
         msg = f"the module has changed since it was looked at: it is not {arguments['digest']}"
         raise ValueError(msg)
-    return {"size": write_compiled(code, Path(arguments["target"]), component=arguments["component"])}
+    target = Path(arguments["target"])
+    return {"size": write_compiled(code, arguments["digest"], target, component=arguments["component"])}
 
 
-def write_compiled(code: bytes, target: Path, *, component: bool = False) -> int:
+def write_compiled(code: bytes, digest: str, target: Path, *, component: bool = False) -> int:
     """Compile `code` to a file that only the daemon's user can read or change; its size in bytes."""
     import wasmtime  # noqa: PLC0415  after the limits are set
     from wasmtime.component import Component  # noqa: PLC0415  likewise
@@ -49,8 +56,22 @@ def write_compiled(code: bytes, target: Path, *, component: bool = False) -> int
 
     if not code.startswith(_MAGIC):
         code = bytes(wasmtime.wat2wasm(code))
-    kind = Component if component else wasmtime.Module
-    compiled = bytes(kind(new_engine(), code).serialize())
+    compiled = bytes((Component(new_engine(), code) if component else _module(code, digest)).serialize())
     # Native code that was cut short by a power cut would be run: it has to be on disk before its name is.
     atomic_write(target, compiled, 0o600, sync=True)
     return len(compiled)
+
+
+def _module(code: bytes, digest: str) -> wasmtime.Module:
+    """One that notes what it is refused. Of code that is none the engine speaks as it came."""
+    import wasmtime  # noqa: PLC0415  as above
+
+    from cri_shim.wire.wasm_growth import note_refusals  # noqa: PLC0415  wanted here only
+    from handlers.wasmtime.engine import new_engine  # noqa: PLC0415  as above
+
+    engine, noting = new_engine(), note_refusals(code, note_name(digest))
+    if noting is not None:
+        wasmtime.Module.validate(engine, code)
+        with suppress(wasmtime.WasmtimeError):  # what was as large as a module may be is too large now
+            return wasmtime.Module(engine, noting)
+    return wasmtime.Module(engine, code)

@@ -21,8 +21,9 @@ from handlers.wasmtime.guest import Guest, Linked, one_line
 from handlers.wasmtime.guest_spec import DEFAULT_FUNCTION, GuestSpec
 from handlers.wasmtime.hooks import hooked
 from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
-from handlers.wasmtime.memory_budget import PAGE, budget
+from handlers.wasmtime.memory_budget import budget
 from handlers.wasmtime.native import NativeModule
+from handlers.wasmtime.refusal_note import read_note
 from handlers.wasmtime.wasi import set_wasi
 
 _INITIALIZE: Final = "_initialize"
@@ -131,12 +132,11 @@ class _Run:
     is_library: bool
 
     def execute(self) -> Ending:
-        guest, module, trap, is_there = self.guest, self.module, "", False
+        guest, module, trap = self.guest, self.module, ""
         if guest.is_stopping:
             return Ending(signal=guest.signal)
         try:
             self.instantiate()
-            is_there = True
             if guest.spec.worker is None:  # of a worker it is the cgroup that is looked at
                 guest.meter.attach(self.store, module.memory())
             if self.is_library:
@@ -146,25 +146,14 @@ class _Run:
             trap = guest.defect or str(error).strip() or type(error).__name__
             error.with_traceback(None)  # its frames hold it, and with it the module until a collection
         if guest.code is not None:
-            return Ending(code=guest.code, out_of_memory=bool(guest.code and is_there) and self._is_full())
-        if not trap:
-            return Ending(signal=guest.signal)  # with one it has returned because its input was taken away
-        refused = any(words in trap for words in _ABOVE_LIMIT)
-        return Ending(signal=guest.signal, trap=trap, out_of_memory=refused or (is_there and self._is_full()))
-
-    def _is_full(self) -> bool:
-        """Whether the memory, or a table, is so near its limit that the guest could not grow it by much.
-
-        The engine does not say that it refused to grow; an allocator asks for some pages more at a time. What is not
-        exported cannot be seen.
-        """
-        if not self.guest.spec.memory_limit:
-            return False
-        exports = self.module.instance().exports(self.store)
-        limits = budget(self.guest.spec.memory_limit, self.guest.spec.shape)
-        memories = (each.data_len(self.store) for each in exports.values() if isinstance(each, wasmtime.Memory))
-        tables = (each.size(self.store) for each in exports.values() if isinstance(each, wasmtime.Table))
-        fixed = {table.maximum for table in self.guest.spec.shape.tables}
-        return any(size > limits.memory - limits.memory // 8 - PAGE for size in memories) or any(
-            size > limits.elements - limits.elements // 8 for size in tables if size not in fixed
+            trap = ""  # which is how it comes out of `proc_exit`
+        if not guest.code and (not trap or guest.signal is not None):
+            return Ending(guest.code, guest.signal, trap)  # without a trap it has returned, as its input was taken away
+        note = read_note(module, guest.spec.entry.digest)
+        return Ending(
+            guest.code,
+            guest.signal,
+            note.as_it_came(trap),
+            out_of_memory=any(words in trap for words in _ABOVE_LIMIT),
+            refused=note.refused(module) if guest.spec.memory_limit else 0,
         )

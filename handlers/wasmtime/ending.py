@@ -6,7 +6,7 @@
 | `proc_exit(n)` | n modulo 256 | Error |
 | ended by signal n | 128 + n | Error |
 | a trap | 134, as of SIGABRT; the trap's text is the message | Error |
-| abnormal, with the memory at its limit | 137 | OOMKilled |
+| abnormal, when it had been refused more memory by the limit | 137 | OOMKilled |
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ _IGNORED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The facts. `code`: it called `proc_exit`; `signal`: it was told to stop; `trap`: the engine's words."""
+    """The facts. `code`: it called `proc_exit`; `signal`: it was told to stop; `trap`: the engine's words.
+
+    `out_of_memory`: it needed more to be there at all; `refused`: bytes that it asked for, and went on without.
+    """
 
     code: int | None = None
     signal: int | None = None
     trap: str = ""
     out_of_memory: bool = False
+    refused: int = 0
 
 
 def shorten(text: str, most: int = _WORDS) -> str:
@@ -57,10 +61,18 @@ def exit_from(ending: Ending, at: int) -> Exit:
     """`at` in Unix nanoseconds. What the guest said itself comes first, then what was done to it."""
     if ending.code == 0 or (ending.code is None and ending.signal is None and not ending.trap):
         return Exit(code=0, at=at, reason=Reason.COMPLETED)
-    if ending.out_of_memory and ending.signal is None:
-        return Exit(code=128 + signal.SIGKILL, at=at, reason=Reason.OOM_KILLED, message="the memory limit was reached")
+    if (ending.out_of_memory or ending.refused) and ending.signal is None:
+        return Exit(code=128 + signal.SIGKILL, at=at, reason=Reason.OOM_KILLED, message=_out_of_memory(ending))
     if ending.code is not None:
         return Exit(code=ending.code, at=at, reason=Reason.ERROR)
     if ending.signal is not None:
         return Exit(code=128 + ending.signal, at=at, reason=Reason.ERROR)
     return Exit(code=128 + signal.SIGABRT, at=at, reason=Reason.ERROR, message=ending.trap[:_MESSAGE])
+
+
+def _out_of_memory(ending: Ending) -> str:
+    message = "the memory limit was reached"
+    if not ending.refused:
+        return message
+    how = f"code {ending.code}" if ending.code is not None else "a trap"
+    return f"{message}: the module asked for {ending.refused} bytes more, was refused them, and ended with {how}"

@@ -60,10 +60,12 @@ def make() -> Made:
 
 
 def engine_key() -> str:
-    """Names the engine's version, the settings and the CPU: a directory name."""
+    """Names the engine's version, the settings, the CPU, and what is put into modules: a directory name."""
     import importlib.metadata  # noqa: PLC0415  a worker, which has no need of it, goes without its 2 MiB
 
-    facts = repr((sorted(_SETTINGS.items()), _cpu_features())).encode()
+    from cri_shim.wire.wasm_growth import VERSION  # noqa: PLC0415  likewise
+
+    facts = repr((sorted(_SETTINGS.items()), _cpu_features(), VERSION)).encode()
     version = importlib.metadata.version("wasmtime")
     return f"wasmtime-{version}-{platform.machine()}-{hashlib.sha256(facts).hexdigest()[:16]}"
 

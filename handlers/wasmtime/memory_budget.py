@@ -11,7 +11,6 @@ from typing import Final
 
 from cri_shim.wire.wasm_shape import Shape
 
-PAGE: Final = 1 << 16
 _ELEMENT: Final = 8
 """Bytes of a table's element: a function reference; others are smaller."""
 _FOR_TABLES: Final = 16

@@ -30,6 +30,7 @@ _pre_instantiate: Final = function("wasmtime_instance_pre_instantiate", ADDRESS,
 _instantiate: Final = function("wasmtime_linker_instantiate", ADDRESS, ADDRESS, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
 _export_get: Final = function("wasmtime_instance_export_get", TRUTH, ADDRESS, ADDRESS, TEXT, SIZE, ADDRESS)
 _call: Final = function("wasmtime_func_call", ADDRESS, ADDRESS, ADDRESS, ADDRESS, SIZE, ADDRESS, SIZE, ADDRESS)
+_global_get: Final = function("wasmtime_global_get", None, ADDRESS, ADDRESS, ADDRESS)
 _exports: Final = function("wasmtime_module_exports", None, ADDRESS, ADDRESS)
 _delete_exports: Final = function("wasm_exporttype_vec_delete", None, ADDRESS)
 _export_name: Final = function("wasm_exporttype_name", ADDRESS, ADDRESS)
@@ -42,9 +43,11 @@ _WORD: Final = 8
 _INSTANCE: Final = 1 * _WORD
 _ITEM: Final = 3 * _WORD
 _FUNCTION: Final = _ITEM + ffi.wasmtime_extern_t.of.offset
-"""Where in the block: at first an address that a call returns, or a vector, then an instance, then an export."""
-_WORDS: Final = 8
+"""Where in the block: at first an address that a call returns, or a vector, then an instance, an export, a value."""
+_VALUE: Final = _ITEM + 4 * _WORD
+_WORDS: Final = 11
 _IS_FUNCTION: Final[int] = ffi.WASMTIME_EXTERN_FUNC.value
+_IS_GLOBAL: Final[int] = ffi.WASMTIME_EXTERN_GLOBAL.value
 _IS_MEMORY: Final[int] = ffi.WASMTIME_EXTERN_MEMORY.value
 _MEMORY: Final = b"memory"
 
@@ -106,6 +109,18 @@ class NativeModule:
             _delete_exports(self._at)
         return found
 
+    def last_export(self) -> str:
+        """Its name; empty when there is none."""
+        vector = self._at + _VALUE  # elsewhere the instance may be already
+        _exports(self._module, vector)
+        try:
+            number, first = self._block[_VALUE // _WORD : _VALUE // _WORD + 2]
+            last = _words(first, number)[-1:]
+            size, text = _words(_export_name(last[0]), 2) if last else (0, 0)
+            return ctypes.string_at(text, size).decode()
+        finally:
+            _delete_exports(vector)
+
     def instantiate(self) -> None:
         """As it was linked."""
         self._block[0] = 0
@@ -133,11 +148,13 @@ class NativeModule:
         found: wasmtime.Memory = wasmtime.Memory._from_raw(item.of.memory)  # noqa: SLF001  as above
         return found
 
-    def instance(self) -> wasmtime.Instance:
-        """The library's view of what has been instantiated."""
-        raw = ffi.wasmtime_instance_t.from_buffer_copy(self._block, _INSTANCE)
-        found: wasmtime.Instance = wasmtime.Instance._from_raw(raw)  # noqa: SLF001  as above
-        return found
+    def number(self, name: str) -> int:
+        """What an exported global of i64 has now; 0 without an instance."""
+        if not self._find(name.encode(), _IS_GLOBAL):
+            return 0
+        _global_get(self.context, self._at + _FUNCTION, self._at + _VALUE)
+        value = ffi.wasmtime_val_t.from_buffer_copy(self._block, _VALUE)
+        return int(value.of.i64)
 
     def _find(self, name: bytes, kind: int) -> bool:
         """Put the export of that name and kind into the block."""

@@ -102,6 +102,44 @@ async def test_the_limit_is_for_all_memory_together(bench: WasmBench, in_process
     assert bystander.id not in bench.ends
 
 
+@pytest.mark.parametrize(
+    ("ends", "code", "reason"),
+    [
+        pytest.param("unreachable", 137, Reason.OOM_KILLED, id="trap"),
+        pytest.param("(call $exit (i32.const 2))", 137, Reason.OOM_KILLED, id="code"),
+        pytest.param("(call $exit (i32.const 0))", 0, Reason.COMPLETED, id="well"),
+    ],
+)
+async def test_who_asks_for_far_more_than_the_limit_at_once(
+    bench: WasmBench, in_process: bool, ends: str, code: int, reason: Reason
+) -> None:
+    """In the daemon it is refused; a process of its own gets it, and ends when it is written to."""
+    plan = bench.artifact(hostile.wants(1600, ends), linux=limited(LIMIT))
+    ended = await bench.finish(plan)
+    if in_process:
+        assert (ended.code, ended.reason) == (code, reason)
+        assert ("asked for 104857600 bytes more" in ended.message) is (code == 137)
+    else:
+        assert (ended.code, ended.reason) == (137, Reason.OOM_KILLED)
+
+
+async def test_what_its_own_maximum_refuses_is_no_lack_of_memory(bench: WasmBench) -> None:
+    ended = await bench.finish(bench.artifact(hostile.wants(1600, "unreachable", "50"), linux=limited(LIMIT)))
+    assert (ended.code, ended.reason) == (134, Reason.ERROR)
+
+
+async def test_who_is_content_with_less_has_enough(bench: WasmBench) -> None:
+    """It tries less and less, gets some, and ends badly for another reason."""
+    ended = await bench.finish(bench.artifact(hostile.TRIES_LESS, linux=limited(LIMIT)))
+    assert (ended.code, ended.reason) == (3, Reason.ERROR)
+
+
+async def test_without_a_limit_nobody_is_out_of_memory(bench: WasmBench) -> None:
+    """What 32 bits cannot say is refused."""
+    ended = await bench.finish(bench.artifact(hostile.wants(65536, "(call $exit (i32.const 2))")))
+    assert (ended.code, ended.reason) == (2, Reason.ERROR)
+
+
 @pytest.mark.parametrize("guest", [hostile.MANY_MEMORIES, wasm.TWO_MEMORIES, wasm.SHARED_MEMORY])
 async def test_more_than_one_memory_and_shared_ones_are_no_modules(bench: WasmBench, guest: str) -> None:
     with pytest.raises(CriShimError, match="cannot be compiled"):
@@ -416,7 +454,7 @@ async def test_any_calls_in_any_order(bench: WasmBench, tmp_path: Path, in_proce
     await bench.finish(bench.artifact(wasm.HELLO))
     for guest in guests:  # here, which is quicker than a process for each
         digest = Digest(f"sha256:{hashlib.sha256(guest).hexdigest()}")
-        write_compiled(guest, bench.handler._cache.path(Entry("", digest, "")))  # type: ignore[attr-defined]
+        write_compiled(guest, digest, bench.handler._cache.path(Entry("", digest, "")))  # type: ignore[attr-defined]
     ends = Counter[int]()
     before = files = peak = 0
     for number, guest in enumerate((guests[0], *guests)):
@@ -489,7 +527,7 @@ async def test_modules_that_were_tampered_with(module_root: Path, tmp_path: Path
             if entry.digest in known:
                 return
             known.add(entry.digest)
-            write_compiled(Path(entry.path).read_bytes(), cache.path(entry))
+            write_compiled(Path(entry.path).read_bytes(), entry.digest, cache.path(entry))
 
         known: set[str] = set()
         before = descriptors()

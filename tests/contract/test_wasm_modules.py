@@ -11,15 +11,21 @@ from typing import Any
 
 import msgspec
 import pytest
+import wasmtime
 
 from cri_shim.adapters.pace import Pace
 from cri_shim.model.container import Reason
 from cri_shim.model.errors import CriShimError, FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import CompilesAhead, Kind
 from cri_shim.spec.dispatch import DEFAULT_ALLOWED_ANNOTATIONS
+from cri_shim.wire.wasm_binary import HEADER, Reader
+from cri_shim.wire.wasm_code import END, MEMORY_GROW, skip_instruction, skip_locals
+from cri_shim.wire.wasm_growth import note_refusals
 from handlers.wasmtime import cache, kind
+from handlers.wasmtime.engine import new_engine
 from tests.contract.wasm_bench import WasmBench, limited, wasm_bench
 from tests.support import hostile, wasm
+from tests.support.scale import count
 
 
 @pytest.fixture
@@ -233,3 +239,28 @@ def test_kind_and_features(bench: WasmBench) -> None:
     assert bench.handler.kind is Kind.WASM
     assert bench.handler.features.recursive_read_only_mounts
     assert "node" in bench.handler.features.no_user_namespaces
+
+
+def test_the_code_of_a_real_module_is_read_to_its_end(go_server: bytes) -> None:
+    """Each function ends where it says, and one grows the memory."""
+    reader = Reader(go_server, HEADER)
+    kind, content = reader.section()
+    while kind != 10:
+        kind, content = reader.section()
+    opcodes = set[int]()
+    for number in range(content.number()):
+        size = content.number()
+        body = Reader(go_server, content.at, content.at + size)
+        content.at = body.end
+        if number % count(1, 8) and b"\x40\0" not in go_server[body.at : body.end]:
+            continue
+        skip_locals(body)
+        last = END
+        while body.at < body.end:
+            opcodes.add(last := skip_instruction(body))
+        assert (last, body.at) == (END, body.end)
+    assert MEMORY_GROW in opcodes
+    assert len(opcodes) > 50
+    noting = note_refusals(go_server, "note")
+    assert noting is not None
+    wasmtime.Module.validate(new_engine(), noting)

@@ -27,11 +27,29 @@ GC_HEAP_AND_MEMORY: Final = _ALLOCATE.format(
 _GROW: Final = (
     "(loop $more{0} (br_if $more{0} (i32.ne (table.grow ${0} (ref.null {1}) (i32.const 1000)) (i32.const -1))))"
 )
-TABLES: Final = f"""(module (memory (export "memory") 1) (table $a (export "a") 1 funcref) (table $b 1 externref)
+TABLES: Final = f"""(module (memory (export "memory") 1) (table $a 1 funcref) (table $b 1 externref)
   (table $c 1 funcref) (table $d 1 anyref)
   (func (export "_start") {_GROW.format("a", "func")} {_GROW.format("b", "extern")} {_GROW.format("c", "func")}
     {_GROW.format("d", "any")} unreachable))"""
 """Four tables that grow until they are refused."""
+_EXIT: Final = """(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"""
+
+
+def wants(pages: int, otherwise: str, most: str = "") -> str:
+    """Asks for so many pages at once, and writes to all of them; does something else when it is refused them."""
+    return f"""(module {_EXIT} (memory (export "memory") 1 {most})
+      (func (export "_start")
+        (if (i32.eq (memory.grow (i32.const {pages})) (i32.const -1)) (then {otherwise}))
+        (memory.fill (i32.const 65536) (i32.const 1) (i32.const {pages % 65536 << 16}))))"""
+
+
+TRIES_LESS: Final = f"""(module {_EXIT} (memory (export "memory") 1)
+  (func (export "_start") (local $pages i32)
+    (local.set $pages (i32.const 2048))
+    (loop $again
+      (if (i32.eq (memory.grow (local.get $pages)) (i32.const -1)) (then
+        (local.set $pages (i32.shr_u (local.get $pages) (i32.const 1))) (br $again))))
+    (call $exit (i32.const 3))))"""
 HUGE_TABLE: Final = '(module (memory (export "memory") 1) (table 100000000 funcref) (func (export "_start")))'
 EXCEPTIONS: Final = """(module (tag $t (param i64)) (table $kept (export "kept") 1 exnref) (memory (export "memory") 1)
   (func $thrown (result exnref) (block $b (result exnref)
