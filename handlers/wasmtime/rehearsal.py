@@ -108,7 +108,6 @@ def _run(spec: bytes, compiled: str) -> None:
         opened.enter_context(prepared.held)
         opened.callback(prepared.pump.close)
         prepared.worker.begin(worker.fileno(), listener.fileno(), -1)
-        opened.callback(prepared.worker.end)
         move_into(os.devnull)
         prepared.guest.assign(ContainerId("rehearsal"), SPECS.decode(spec), compiled, prepared.program)
         with suppress(_Over):

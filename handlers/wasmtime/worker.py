@@ -53,6 +53,8 @@ _STOP_SECONDS: Final = 0.002
 _DRAIN_SECONDS: Final = 1.0
 """How long what such a guest has written may take to get into the log, and any guest's if the log hangs."""
 _SIGKILL: Final = 128 + 9
+_ENDING_KEYS: Final = (signal.SIGINT, signal.SIGQUIT)
+"""What a terminal sends for Ctrl-C and Ctrl-\\."""
 _APPLET_MEMORY: Final = 256 << 20
 """Bytes, whatever a volume has in it: where the module is a thread, no limit of the container's holds for others."""
 _CANNOT_EXECUTE: Final = 126
@@ -83,7 +85,7 @@ def run(arguments: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         worker.failed(FailedPrecondition(f"cannot make the Wasm worker: {error}"))
     guest.assign(arguments["id"], spec, arguments["compiled"], _program(spec) or _PREPARED.program)
     if spec.terminal:
-        worker.obey_terminal(guest)
+        worker.obey_terminal()
     worker.serve(guest, _PREPARED.pump)
 
 
@@ -207,7 +209,8 @@ class Worker:
     empty: str = ""
     _listener: int = -1
     _exit_fd: int = -1
-    _nudge: int = -1
+    _keys: tuple[int, ...] = ()
+    """Where a terminal's signals are read from."""
     _clients: set[int] = field(default_factory=set)
     _leaving: threading.Lock = field(default_factory=threading.Lock)
     _forced: Exit | None = None
@@ -221,14 +224,9 @@ class Worker:
     def begin(self, daemon: int, listener: int, exit_fd: int) -> None:
         """Wait until the daemon says go. It goes away = so do we."""
         self._listener, self._exit_fd = listener, exit_fd
-        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._clients.add(daemon)
         if not os.read(daemon, MESSAGE):
             os._exit(1)
-
-    def end(self) -> None:
-        """Give back what `begin` has made."""
-        os.close(self._nudge)
 
     def shut_up(self) -> None:
         """In the guest's thread."""
@@ -246,10 +244,17 @@ class Worker:
     def ended(self, ended: Exit) -> None:
         self._leave(ended)
 
-    def obey_terminal(self, guest: Guest) -> None:
-        """Its signals end the guest, or mean nothing: there is no shell that would go on with what is stopped."""
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, lambda number, _: self._stop(guest, number))
+    def obey_terminal(self) -> None:
+        """Its signals end the guest, or mean nothing: there is no shell that would go on with what is stopped.
+
+        They are read as numbers: a handler in Python would be called late when the signal comes right before a wait,
+        and may find taken what it needs when it comes in the middle of an answer.
+        """
+        signals, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._keys = (signals,)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in _ENDING_KEYS:
+            signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
@@ -258,7 +263,7 @@ class Worker:
     ) -> NoReturn:
         """Answer the daemon until the guest has ended; in another thread write the log."""
         poller, output = select.poll(), pump.start()
-        for fd in (self._listener, self._nudge, *self._clients):
+        for fd in (self._listener, *self._keys, *self._clients):
             poller.register(fd, select.POLLIN)
         try:
             guest.start()
@@ -271,8 +276,8 @@ class Worker:
             if time.monotonic() >= self._deadline:
                 self._overdue(guest, pump)
             for fd, _ in events:
-                if fd == self._nudge:
-                    os.eventfd_read(fd)
+                if fd in self._keys:
+                    self._stop(guest, os.read(fd, 1)[0])
                 elif fd == self._listener:
                     with _borrowed(fd) as listener:
                         client = listener.accept()[0].detach()
@@ -323,7 +328,6 @@ class Worker:
         if self._forced is None:
             self._forced = Exit(code=128 + number, at=0, reason=Reason.ERROR)
             self._deadline = time.monotonic() + _STOP_SECONDS
-            os.eventfd_write(self._nudge, 1)  # a handler of a signal comes in the middle of a wait
 
     def _patience(self) -> float | None:
         """Milliseconds that there is to wait."""
