@@ -18,7 +18,7 @@ _STRUCT_TYPE: Final = 0x5F
 _ARRAY_TYPE: Final = 0x5E
 _GROUP: Final = 0x4E
 _SUBTYPES: Final = frozenset({0x4F, 0x50})
-_REFERENCES: Final = frozenset({0x63, 0x64})
+REFERENCES: Final = frozenset({0x63, 0x64})
 """They are followed by a heap type."""
 _HAS_MAXIMUM: Final = 1
 _IS_64: Final = 4
@@ -81,7 +81,7 @@ class Reader:
     def value_type(self) -> int:
         """How it begins."""
         kind = self.byte()
-        if kind in _REFERENCES:
+        if kind in REFERENCES:
             self.number()
         return kind
 

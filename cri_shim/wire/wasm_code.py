@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from cri_shim.wire.wasm_binary import Reader
+from cri_shim.wire.wasm_binary import REFERENCES, Reader
 
 MEMORY_GROW: Final = 0x40
 _PREFIX: Final = 16
 """Bits of an opcode that follow its prefix."""
 TABLE_GROW: Final = 0xFC << _PREFIX | 15
 END: Final = 0x0B
-_TYPE_PREFIXES: Final = frozenset({0x63, 0x64})
 _MOST_ALIGNMENT: Final = 0x40
 """From here on the number means that another memory is named."""
 _CATCHES: Final = (2, 2, 1, 1)
@@ -28,7 +27,7 @@ _CATCHES: Final = (2, 2, 1, 1)
 def _block(reader: Reader) -> None:
     """The type of a block: empty, a value's, or the number of a function's."""
     at = reader.at
-    if reader.number() in _TYPE_PREFIXES and reader.at == at + 1:
+    if reader.number() in REFERENCES and reader.at == at + 1:
         reader.number()
 
 
