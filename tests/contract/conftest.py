@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.contract.wasm_bench import WasmBench, worker_bench
+from tests.support import leftovers
 from tests.support.loopback_registry import LoopbackRegistry
 from tests.support.puller import Node
 
@@ -16,6 +18,16 @@ from tests.support.puller import Node
 def module_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `root` for all benches of the run, so that each module is compiled once."""
     return tmp_path_factory.mktemp("root")
+
+
+@pytest_asyncio.fixture(params=["in-process", "process"])
+async def bench(
+    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
+) -> AsyncIterator[WasmBench]:
+    """The wasmtime handler in each placement; a file whose tests want another bench has its own."""
+    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/placements"
+    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
+        yield made
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import tarfile
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +17,10 @@ from cri_shim.model.errors import CannotExecute
 from cri_shim.model.handler import ContainerPlan, ExecRequest
 from tests.contract.handler_suite import until
 from tests.contract.test_wasm_exec import execute, with_program
-from tests.contract.wasm_bench import WasmBench, limited, mount, worker_bench
-from tests.support import leftovers, wasm
+from tests.contract.wasm_bench import WasmBench, limited, mount
+from tests.support import wasm
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(params=["in-process", "process"])
-async def bench(
-    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
-) -> AsyncIterator[WasmBench]:
-    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/applets"
-    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
-        yield made
 
 
 @pytest.fixture

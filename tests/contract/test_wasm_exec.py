@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +16,10 @@ import pytest
 from cri_shim.model.container import User
 from cri_shim.model.errors import CannotExecute, CriShimError, FailedPrecondition
 from cri_shim.model.handler import ContainerPlan, ExecRequest
-from tests.contract.wasm_bench import WasmBench, limited, mount, worker_bench
-from tests.support import leftovers, wasm
+from tests.contract.wasm_bench import WasmBench, limited, mount
+from tests.support import wasm
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(params=["in-process", "process"])
-async def bench(
-    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
-) -> AsyncIterator[WasmBench]:
-    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/exec"
-    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
-        yield made
 
 
 async def execute(

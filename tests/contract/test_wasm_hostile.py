@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,15 +45,6 @@ pytestmark = pytest.mark.root
 LIMIT = 10 << 20
 _log = logging.getLogger(__name__)
 """Figures: `--log-cli-level=info` shows them."""
-
-
-@pytest.fixture(params=["in-process", "process"])
-async def bench(
-    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
-) -> AsyncIterator[WasmBench]:
-    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/hostile"
-    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +19,10 @@ import pytest
 
 from cri_shim.model.errors import DeadlineExceeded
 from tests.contract.handler_suite import until
-from tests.contract.wasm_bench import WasmBench, descriptors, worker_bench
-from tests.support import leftovers, wasm
+from tests.contract.wasm_bench import WasmBench, descriptors
+from tests.support import wasm
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(params=["in-process", "process"])
-async def bench(
-    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
-) -> AsyncIterator[WasmBench]:
-    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/logs"
-    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
-        yield made
 
 
 class Disk:

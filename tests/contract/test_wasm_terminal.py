@@ -8,8 +8,6 @@ import os
 import signal
 import struct
 import termios
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,20 +19,11 @@ from cri_shim.model.handler import ContainerPlan
 from cri_shim.model.streams import TerminalSize
 from tests.contract.handler_suite import until
 from tests.contract.test_wasm_exec import with_program
-from tests.contract.wasm_bench import WasmBench, worker_bench
-from tests.support import leftovers, wasm
+from tests.contract.wasm_bench import WasmBench
+from tests.support import wasm
 from tests.support.client import MemoryClient
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(params=["in-process", "process"])
-async def bench(
-    request: pytest.FixtureRequest, module_root: Path, tmp_path: Path, run_name: str
-) -> AsyncIterator[WasmBench]:
-    parent = f"/{leftovers.CGROUP_PREFIX}{run_name}/terminal"
-    async with worker_bench(module_root, tmp_path / "state", parent, isolation=request.param) as made:
-        yield made
 
 
 def with_terminal(bench: WasmBench, module: str, **config: Any) -> ContainerPlan:
