@@ -47,3 +47,8 @@ def split_function(word: str) -> tuple[str, str]:
     """`path#function`, a Wasm module and the export to call, into its two parts; the function is empty without one."""
     path, _, function = word.rpartition("#")
     return (path, function) if path and function else (word, "")
+
+
+def is_named_wasm(word: str) -> bool:
+    """Whether a command, as `path#function` too, is named as Wasm files are."""
+    return split_function(word)[0].endswith((".wasm", ".wat"))

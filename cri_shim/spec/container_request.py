@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cri_shim.model.container import ContainerName, ContainerRecord
-from cri_shim.model.entry import EntryKind, EntryPoint
+from cri_shim.model.entry import EntryKind, EntryPoint, is_named_wasm
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.handler import ContainerPlan, PodContext, ProcessPlan
 from cri_shim.model.ids import PodId
@@ -23,7 +23,7 @@ from cri_shim.spec import resources
 from cri_shim.spec.dispatch import OCI_HANDLER, Decision, HandlerRules, Subject
 from cri_shim.spec.paths import check_length, check_path
 from cri_shim.spec.pod import check_name, shares_pid
-from cri_shim.spec.process import DEFAULT_PATH
+from cri_shim.spec.process import DEFAULT_PATH, process_args
 
 _SHOWN = 200
 """Characters of a path that an error shows."""
@@ -103,6 +103,7 @@ def subject(config: pb.ContainerConfig, pod: pb.PodSandboxConfig, image: ImageRe
         image_wasm=image.wasm is not None,
         platform_wasm=image.platform.is_wasm,
         entry=entry,
+        named_wasm=is_named_wasm(process_args(config, image)[0]),
     )
 
 

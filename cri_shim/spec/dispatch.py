@@ -55,7 +55,10 @@ class HandlerRules:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The facts about one container. `image_wasm`: the image is a Wasm artifact, it has no root file system."""
+    """The facts about one container. `image_wasm`: the image is a Wasm artifact, it has no root file system.
+
+    `named_wasm`: the command is named as Wasm files are, whatever it is.
+    """
 
     name: str
     container_annotations: Mapping[str, str]
@@ -64,6 +67,7 @@ class Subject:
     image_wasm: bool
     platform_wasm: bool
     entry: EntryKind
+    named_wasm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def pod_handler(handlers: Mapping[str, HandlerRules], default: str, asked: str) 
 def decide(handlers: Mapping[str, HandlerRules], pod: HandlerRules, subject: Subject) -> Decision:
     """Pick the handler of one container. Raises what the client can act on; see the module's invariant."""
     check_annotations(pod, subject)
-    wasm, why = _is_wasm(subject)
+    wasm, why = _is_wasm(pod, subject)
     forced = _forced_handler(handlers, pod, subject)
     if forced is not None:
         runs_wasm = forced.kind is Kind.WASM or forced.wasm is WasmMode.NATIVE
@@ -106,8 +110,8 @@ def check_annotations(pod: HandlerRules, subject: Subject) -> None:
     """Refuse every `cri-shim.io/` annotation that is unknown, not allowed by the handler, or not supported."""
     for key, value in subject.pod_annotations.items():
         if key.startswith(ANNOTATION_PREFIX) and not key.startswith(HANDLER_ANNOTATION):
-            name, _, container = key.removeprefix(ANNOTATION_PREFIX).partition(".")
-            known = not container or name in _PER_CONTAINER
+            name, dot, container = key.removeprefix(ANNOTATION_PREFIX).partition(".")
+            known = not dot or (container and name in _PER_CONTAINER)
             _check_annotation(pod, key, name if known else key, value)
     for key, value in subject.container_annotations.items():
         if key.startswith(ANNOTATION_PREFIX) and not key.startswith(HANDLER_ANNOTATION):
@@ -125,19 +129,19 @@ def _check_annotation(pod: HandlerRules, key: str, name: str, value: str) -> Non
         msg = f"unknown annotation {key!r}"
         each = ", ".join(f"{word}[.CONTAINER]" for word in _PER_CONTAINER)
         raise InvalidArgument(msg, hint=f"known: handler.CONTAINER, {each}, shm-size")
-    if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
-        msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
-        raise InvalidArgument(msg, hint="the node's administrator lists it in the handler's allowed_annotations")
     if value not in _VALUES.get(name, (value,)):
         msg = f"annotation {key}: {value!r} is not one of {', '.join(_VALUES[name])}"
         raise InvalidArgument(msg)
+    if name not in pod.allowed_annotations and f"{name}: {value}" not in pod.allowed_annotations:
+        msg = f"annotation {key}: {value} is not allowed by handler {pod.name!r}"
+        raise InvalidArgument(msg, hint="the node's administrator lists it in the handler's allowed_annotations")
 
 
-def _is_wasm(subject: Subject) -> tuple[bool, str]:
+def _is_wasm(pod: HandlerRules, subject: Subject) -> tuple[bool, str]:
     """Whether it is Wasm, and why: an artifact, a word of the container itself, the entry's bytes, then hints."""
     entry = f"the entrypoint is {subject.entry.value}"
     own = wasm_annotation(subject.container_annotations)
-    hint = _wasm_hint(subject)
+    hint = _wasm_hint(pod, subject)
     if subject.image_wasm:
         return True, "the image is a Wasm artifact"
     if own and subject.entry is not EntryKind.WASM:
@@ -150,13 +154,16 @@ def _is_wasm(subject: Subject) -> tuple[bool, str]:
     return subject.entry is EntryKind.WASM, entry
 
 
-def _wasm_hint(subject: Subject) -> str:
-    """What the pod or the image says; an entrypoint that is plainly Linux wins over it."""
+def _wasm_hint(pod: HandlerRules, subject: Subject) -> str:
+    """What the pod, the image or the name says; an entrypoint that is plainly Linux wins over it."""
     if of_pod := wasm_annotation(subject.pod_annotations):
         return f"the pod's annotation {of_pod}"
     if of_image := wasm_annotation(subject.image_annotations):
         return f"the image's annotation {of_image}"
-    return "the image's platform is Wasm" if subject.platform_wasm else ""
+    if subject.platform_wasm:
+        return "the image's platform is Wasm"
+    # Who gives a module to a Wasm handler is told what is wrong with it, not what a Linux runtime makes of the name.
+    return "the command is named as a Wasm file" if pod.kind is Kind.WASM and subject.named_wasm else ""
 
 
 def wasm_annotation(annotations: Mapping[str, str]) -> str:

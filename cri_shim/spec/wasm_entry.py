@@ -6,7 +6,7 @@ Invariant: an ordinary Linux image costs no look at its files.
 
 from __future__ import annotations
 
-from cri_shim.model.entry import EntryPoint, split_function
+from cri_shim.model.entry import EntryPoint, is_named_wasm
 from cri_shim.model.errors import InvalidArgument
 from cri_shim.model.image import ImageRecord
 from cri_shim.pb import api_pb2 as pb
@@ -25,7 +25,6 @@ def wasm_entry(image: ImageRecord) -> EntryPoint | None:
         word = process_args(config, image)[0]
     except InvalidArgument:
         return entry_point("", config, image)
-    named = split_function(word)[0].endswith((".wasm", ".wat"))
-    if named or image.platform.is_wasm or wasm_annotation({**image.config.labels, **image.annotations}):
+    if is_named_wasm(word) or image.platform.is_wasm or wasm_annotation({**image.config.labels, **image.annotations}):
         return entry_point(word, config, image)
     return None

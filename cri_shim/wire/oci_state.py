@@ -53,6 +53,11 @@ _CAUSES = (
         126,
     ),
     _Cause(
+        re.compile(r"(exec: |executable: ).*too many levels of symbolic links", re.IGNORECASE),
+        "{program} is a symbolic link in a circle",
+        126,
+    ),
+    _Cause(
         re.compile(r"argument list too long", re.IGNORECASE),
         "command, args and envs are more than the kernel hands to a program",
         126,

@@ -20,7 +20,7 @@ def facts(spec: GuestSpec, command: Sequence[str], processes: tuple[Process, ...
     return Facts(
         command=tuple(command),
         placement="in-process" if spec.worker is None else "process",
-        why=spec.worker.why if spec.worker is not None else "",
+        why=spec.identity.why if spec.identity is not None else "",
         module=f"{spec.argv[0]}, {spec.entry.digest}, function {spec.entry.function}",
         listen=spec.listen.ports if spec.listen is not None else (),
         memory_limit=max(0, spec.memory_limit or memory),

@@ -64,9 +64,10 @@ class Http(msgspec.Struct, frozen=True):
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a module in a process of its own has besides. `why` it has one; `limits` are `linux.resources` (OCI)."""
+    """What a module in a process of its own has besides. `limits` are `linux.resources` (OCI)."""
 
     why: str
+    """Why the container's first process runs where it runs: in the daemon or in a worker."""
     uid: int
     gid: int
     groups: tuple[int, ...]

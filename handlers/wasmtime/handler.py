@@ -158,13 +158,13 @@ class WasmtimeHandler:
             readers=readers,
             description=shape.description,
         )
-        spec = guest_spec(plan, entry, argv0, opened, identity(plan, self._context))
+        spec = guest_spec(plan, entry, argv0, opened, identity(plan, placement.why, self._context))
         if not entry.component and (ports := wishes.ports(plan)):
             spec = with_listeners(spec, self._listen(plan, ports))
         if placement.isolation is Isolation.PROCESS:
             spec = as_worker(spec, worker_spec(plan, placement.why, self._context))
         else:
-            refuse_in_process(plan.config)
+            refuse_in_process(plan.config.linux.resources)
             spec = self._in_process(plan, spec, shape)
         fs.atomic_write(plan.bundle / _SPEC, msgspec.json.encode(spec), 0o600)
         if spec.stdin:
@@ -242,11 +242,12 @@ class WasmtimeHandler:
     async def update(
         self, container_id: ContainerId, now: pb.LinuxContainerResources, wanted: pb.LinuxContainerResources
     ) -> None:
-        """FailedPrecondition for less memory than a module has that runs in the daemon."""
+        """FailedPrecondition for less memory than a module has that runs in the daemon; see `refuse_in_process`."""
         container = self._known(container_id)
         if container.spec.worker is not None:
             spec = as_worker(container.spec, worker_limits(container.spec.worker, wanted, self._context))
         else:
+            refuse_in_process(wanted)
             spec = with_limits(container.spec, wanted)
         if container.running and container.run is not None:
             await container.run.update(spec, now, wanted)
@@ -376,7 +377,7 @@ class WasmtimeHandler:
         spec, worker = container.spec, container.spec.worker
         return {
             "placement": "in-process" if worker is None else "process",
-            "placementReason": "" if worker is None else worker.why,
+            "placementReason": spec.identity.why if spec.identity is not None else "",
             "module": spec.entry.digest,
             "function": spec.entry.function,
             "compiled": str(container.compiled),

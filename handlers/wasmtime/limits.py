@@ -18,16 +18,16 @@ from handlers.wasmtime.guest_spec import WorkerSpec
 def worker_spec(plan: ContainerPlan, why: str, context: HandlerContext) -> WorkerSpec:
     """Errors as in `cri_shim.spec.resources`."""
     limits = resources(plan.config.linux.resources, limit_facts(context))
-    return msgspec.structs.replace(identity(plan, context), why=why, limits=limits)
+    return msgspec.structs.replace(identity(plan, why, context), limits=limits)
 
 
-def identity(plan: ContainerPlan, context: HandlerContext) -> WorkerSpec:
-    """Of a further process of a container that runs in the daemon. Its limits are the engine's."""
+def identity(plan: ContainerPlan, why: str, context: HandlerContext) -> WorkerSpec:
+    """Of a further process of a container in the daemon, which is there for the reason `why`. The engine has limits."""
     user = plan.process.user
     mounted = {posixpath.normpath(mount.container_path): mount.host_path for mount in plan.config.mounts}
     capabilities = wanted_capabilities(plan.config.linux.security_context) & context.capabilities
     return WorkerSpec(
-        why="exec",
+        why=why,
         uid=user.uid,
         gid=user.gid,
         groups=user.groups,

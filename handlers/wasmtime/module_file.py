@@ -6,6 +6,7 @@ text, and never code that somebody else has compiled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -36,6 +37,8 @@ _TABLES_OF_TEXT: Final = (Table(0),) * 4
 """Only the compiler parses it: all that a module may have (`handlers.wasmtime.core_module`)."""
 _HEAD: Final = 4096
 """Bytes: a text may begin with a licence."""
+_NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""What a word means that names none: links in a circle and what is too long for a name are no error of ours."""
 _NO_PROGRAM, _NO_SUCH_PROGRAM = 126, 127
 """As of a shell."""
 
@@ -145,7 +148,9 @@ def _look_up(directories: Mapping[str, Path | None], word: str, search: str, cwd
             continue
         try:
             handle = fs.open_in_root(directory, posixpath.relpath(path, place), os.O_PATH)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             continue
         try:
             if stat.S_ISREG(os.fstat(handle).st_mode):

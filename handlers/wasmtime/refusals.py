@@ -127,9 +127,9 @@ _MOUNT_RULES: Final = (
 )
 
 
-def refuse_in_process(config: pb.ContainerConfig) -> None:
+def refuse_in_process(resources: pb.LinuxContainerResources) -> None:
     """Likewise for what a worker has and a thread of the daemon has not."""
-    if config.linux.resources.unified:
+    if resources.unified:
         msg = "linux.resources.unified: a Wasm module in the daemon's process has no cgroup of its own"
         raise InvalidArgument(msg, hint="isolation: process has one")
 

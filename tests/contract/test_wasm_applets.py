@@ -131,7 +131,8 @@ async def test_what_the_container_is(bench: WasmBench, data: Path) -> None:
     assert await execute(bench, plan, "printenv", "NAME", "OTHER") == (1, "value\n", "")
     code, out, _ = await execute(bench, plan, "stat")
     assert code == 0
-    assert {"Memory limit: 33554432 bytes", "     Preopen: /data, read-only"} <= set(out.splitlines())
+    placed = f"   Placement: {bench.handler.info(plan.id)['placement']}: the handler's option isolation"
+    assert {placed, "Memory limit: 33554432 bytes", "     Preopen: /data, read-only"} <= set(out.splitlines())
     session = await bench.handler.exec(plan.id, ExecRequest(("sleep", "1h"), None, 1, 2))
     code, out, _ = await execute(bench, plan, "ps", "aux")
     rows = [line.split() for line in out.splitlines()]

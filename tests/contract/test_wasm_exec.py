@@ -121,6 +121,16 @@ async def test_it_has_the_containers_files_and_identity(
     assert (await execute(bench, plan, "secret"))[1] == secret
 
 
+async def test_a_word_that_can_name_nothing(bench: WasmBench) -> None:
+    plan = await bench.begin(bench.plan(bench.programs.waits()))
+    assert plan.rootfs is not None
+    (plan.rootfs / "circle").symlink_to("circle")
+    for word in ("/circle", "x" * 256):
+        with pytest.raises(CannotExecute, match="is not in the image") as caught:
+            await execute(bench, plan, word)
+        assert caught.value.exit_status == 127
+
+
 async def test_not_into_one_that_does_not_run(bench: WasmBench) -> None:
     plan = await bench.run(bench.programs.exits(0))
     await bench.end_of(plan)

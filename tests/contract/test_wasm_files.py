@@ -186,7 +186,8 @@ async def test_the_module_is_looked_up_in_the_image(bench: WasmBench, rootfs: Pa
 async def test_a_module_outside_of_the_image_is_not_found(bench: WasmBench, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.wasm").write_bytes(wasm.assemble(wasm.HELLO))
     (rootfs / "link").symlink_to(tmp_path / "outside.wasm")
-    for word in ("../outside.wasm", "/link", "nothing", "/srv"):
+    (rootfs / "circle").symlink_to("circle")
+    for word in ("../outside.wasm", "/link", "nothing", "/srv", "/circle", "x" * 256, "/srv/" + "x" * 5000):
         with pytest.raises(NotFound, match="not in the image"):
             await bench.handler.create(with_rootfs(bench.artifact(wasm.HELLO), rootfs, word))
 

@@ -19,7 +19,7 @@ import pytest
 
 from cri_shim.kernel import fs
 from cri_shim.model.container import Exit, Reason, User
-from cri_shim.model.errors import FailedPrecondition
+from cri_shim.model.errors import FailedPrecondition, InvalidArgument
 from cri_shim.model.handler import ContainerPlan, ProcessPlan
 from cri_shim.model.ids import new_container_id
 from cri_shim.pb import api_pb2 as pb
@@ -245,6 +245,13 @@ async def test_guests_run_at_a_lower_weight_and_under_their_name(bench: WasmBenc
     assert os.sched_getscheduler(int(task.name)) == os.SCHED_BATCH
 
 
+async def test_limits_that_only_a_cgroup_has_are_refused(bench: WasmBench) -> None:
+    plan = await bench.begin(bench.artifact(wasm.SLEEP))
+    wanted = pb.LinuxContainerResources(unified={"memory.high": "1000000"})
+    with pytest.raises(InvalidArgument, match="unified"):
+        await bench.handler.update(plan.id, pb.LinuxContainerResources(), wanted)
+
+
 async def test_the_memory_limit_of_a_running_module(bench: WasmBench) -> None:
     plan = await bench.begin(bench.artifact(wasm.GROWS, linux=limited(1 << 20)))
 
@@ -437,7 +444,7 @@ async def test_verbose_status(bench: WasmBench) -> None:
     plan = bench.artifact(wasm.SLEEP, linux=limited(64 << 20))
     await bench.begin(plan)
     info = bench.handler.info(plan.id)
-    assert info["placement"] == "in-process"
+    assert (info["placement"], info["placementReason"]) == ("in-process", "the handler's option isolation")
     assert info["memoryLimit"] == 64 << 20
     assert msgspec.json.decode(msgspec.json.encode(info)) == info
     assert bench.handler.info(new_container_id()) == {}

@@ -76,6 +76,8 @@ def test_what_it_shows(shared_lab: Lab) -> None:
     )
     status, said, _ = explain(lab, lab.busybox, "gone")
     assert (status, said["entrypoint"]) == (0, "not found in the image")
+    _, said, _ = explain(lab, "--runtime-handler=wasm", lab.busybox, "gone.wasm")
+    assert said["container"] == "handler wasm: the command is named as a Wasm file"
     assert explain(lab, "nothing")[2] == "cri-shim: image 'nothing' is not on this node; pull it first\n"
     assert "no runtime handler 'kata' is configured" in explain(lab, lab.busybox, "--runtime-handler=kata")[2]
     assert "not of the form KEY=VALUE" in explain(lab, lab.busybox, "--annotation", "x")[2]

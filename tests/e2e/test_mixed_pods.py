@@ -200,6 +200,20 @@ def test_annotations_of_other_runtimes(shared_lab: Lab, registry: images.Registr
     assert lab.output(pod, lab.shell("echo runs")) == (0, ["runs"])
 
 
+def test_a_module_that_is_none_is_told_by_the_wasm_handler(shared_lab: Lab, registry: images.Registry) -> None:
+    lab = shared_lab
+    image = registry.push("mixed/none:1", images.image([images.layer([images.file("text.wasm", b"no module")])]))
+    lab.cri.pull(image)
+    pod = lab.pod("wasm")
+    for word, code, words in (
+        ("/gone.wasm", grpc.StatusCode.NOT_FOUND, "module '/gone.wasm' is not in the image"),
+        ("/text.wasm", grpc.StatusCode.INVALID_ARGUMENT, "/text.wasm is not a Wasm module"),
+    ):
+        with refused(code, words):
+            lab.cri.create(pod, container_config(image, word))
+    assert not lab.cri.containers()
+
+
 def test_own_annotations_stay_within_what_the_handler_allows(shared_lab: Lab) -> None:
     lab = shared_lab
     denied = grpc.StatusCode.INVALID_ARGUMENT
@@ -209,7 +223,7 @@ def test_own_annotations_stay_within_what_the_handler_allows(shared_lab: Lab) ->
         ("wasm", {"cri-shim.io/handler.main": "crun"}, denied, "allowed: runc, wasm"),
         ("wasm", {"cri-shim.io/handler.main": "wasm"}, denied, "the container is no Wasm"),
         ("crun", {"cri-shim.io/isolation": "in-process"}, denied, "not allowed by handler 'crun'"),
-        ("crun", {"cri-shim.io/isolation": "vm"}, denied, "not allowed by handler 'crun'"),
+        ("crun", {"cri-shim.io/isolation": "vm"}, denied, "'vm' is not one of in-process, process"),
         ("wasm", {"cri-shim.io/stop": "later"}, denied, "'later' is not one of graceful"),
         ("crun", {"cri-shim.io/other": "x"}, denied, "unknown annotation"),
     ):

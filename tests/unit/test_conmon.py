@@ -79,6 +79,8 @@ def test_last_error_skips_what_is_no_error_and_no_line() -> None:
         ("exec /bin/app: no such file or directory", "lacks what /bin/app is run by"),
         ("exec container process (missing dynamic library?) `//bin/app`: No such file or directory", "dynamic loader"),
         ("open executable: Permission denied", "may execute"),
+        ('exec: "/bin/app": stat /bin/app: too many levels of symbolic links', "a symbolic link in a circle"),
+        ("open executable: Too many levels of symbolic links", "a symbolic link in a circle"),
     ],
 )
 def test_errors_of_the_image_have_a_hint(said: str, hint: str) -> None:
