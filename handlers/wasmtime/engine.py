@@ -6,6 +6,7 @@ Invariant: a compiled module is only ever loaded into an engine made here, by th
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import platform
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Final
 
 import wasmtime
-from wasmtime import _ffi as ffi
+
+from handlers.wasmtime.c_interface import quick_function
 
 MAX_STACK: Final = 1 << 20
 """Bytes of Wasm stack. Must be well below the stack of a guest's thread, or deep recursion is a crash of the daemon."""
 
-_SETTINGS: Final[dict[str, object]] = {
+_SETTINGS: Final[dict[str, bool | int]] = {
     "epoch_interruption": True,  # how a computing guest is stopped
     "max_wasm_stack": MAX_STACK,
     "wasm_multi_memory": False,  # the memory limit holds for each memory: there must be one
@@ -27,14 +29,26 @@ _SETTINGS: Final[dict[str, object]] = {
     "shared_memory": False,
     "concurrency_support": False,  # of components; with it 50.0.1 loses a call that lends two resources to the host
 }
+# Not the attributes of the class: it has not all of them, and takes others without a word.
+_SETTERS: Final = tuple(
+    (
+        quick_function(
+            f"wasmtime_config_{name}_set",
+            None,
+            ctypes.c_void_p,
+            ctypes.c_bool if isinstance(value, bool) else ctypes.c_size_t,
+        ),
+        value,
+    )
+    for name, value in _SETTINGS.items()
+)
 
 
 def new_engine() -> wasmtime.Engine:
     """An engine of one's own: 14 µs, and only with an own one can a single guest be interrupted."""
     config = wasmtime.Config()
-    for name, value in _SETTINGS.items():
-        # Not the attributes of the class: it has not all of them, and takes others without a word.
-        getattr(ffi, f"wasmtime_config_{name}_set")(config.ptr(), value)
+    for set_to, value in _SETTERS:
+        set_to(config.ptr(), value)
     return wasmtime.Engine(config)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from handlers.wasmtime.c_interface import ENDED, NO_FINALIZER, new_error
+from handlers.wasmtime.c_interface import ENDED, new_error, quick_function
 
 _CONTINUE: Final = 0
 """`WASMTIME_UPDATE_DEADLINE_CONTINUE` (wasmtime/store.h): run on at once."""
@@ -22,6 +22,9 @@ _KIND: Final = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
     ctypes.POINTER(ctypes.c_uint64),
     ctypes.POINTER(ffi.wasmtime_update_deadline_kind_t),
+)
+_ask_at_epoch: Final = quick_function(
+    "wasmtime_store_epoch_deadline_callback", None, ctypes.c_void_p, _KIND, ctypes.c_void_p, ctypes.c_void_p
 )
 
 
@@ -42,5 +45,5 @@ def callback(goes_on: Callable[[int], bool]) -> Any:
 
 def watch(store: wasmtime.Store, made: Any, number: int) -> None:
     """Have the store call it at each epoch, from the next one."""
-    ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), made, number, NO_FINALIZER)
+    _ask_at_epoch(store.ptr(), made, number, None)
     store.set_epoch_deadline(1)

@@ -23,8 +23,9 @@ import wasmtime
 from wasmtime import _ffi as ffi
 
 from handlers.wasmtime import epoch, poll
-from handlers.wasmtime.c_interface import ENDED, NO_FINALIZER, quick_function
+from handlers.wasmtime.c_interface import ENDED, quick_function
 from handlers.wasmtime.errnos import Errno
+from handlers.wasmtime.native import error
 from handlers.wasmtime.socket_calls import PARAMETERS, Calls, function
 from handlers.wasmtime.sockets import Stopped
 
@@ -34,6 +35,23 @@ _export: Final = quick_function(
 _context: Final = quick_function("wasmtime_caller_context", ctypes.c_void_p, ctypes.c_void_p)
 _memory_size: Final = quick_function("wasmtime_memory_data_size", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
 _memory_data: Final = quick_function("wasmtime_memory_data", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_i32: Final = quick_function("wasm_valtype_new", ctypes.c_void_p, ctypes.c_uint8)
+_types_new: Final = quick_function("wasm_valtype_vec_new", None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_signature_new: Final = quick_function("wasm_functype_new", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_signature_delete: Final = quick_function("wasm_functype_delete", None, ctypes.c_void_p)
+_define_function: Final = quick_function(
+    "wasmtime_linker_define_func_unchecked",
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_char_p,
+    ctypes.c_size_t,
+    ctypes.c_char_p,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+    ffi.wasmtime_func_unchecked_callback_t,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+)
 
 _MODULE: Final = b"wasi_snapshot_preview1"
 _MEMORY: Final = b"memory"
@@ -259,13 +277,16 @@ def _define(
 ) -> None:
     for name, parameters, results, callback in hooks:
         # Of this engine: a type that another engine has seen aborts the process.
-        signature = wasmtime.FuncType(_i32s(parameters), _i32s(results))
-        error: Any = ffi.wasmtime_linker_define_func_unchecked(
-            linker.ptr(), module, len(module), name, len(name), signature.ptr(), callback, number, NO_FINALIZER
-        )
-        if error:
-            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001  as the library's own classes do
+        signature = _signature_new(_i32s(parameters), _i32s(results))
+        failed = _define_function(linker.ptr(), module, len(module), name, len(name), signature, callback, number, None)
+        _signature_delete(signature)
+        if failed:
+            raise error(failed)
 
 
-def _i32s(count: int) -> list[wasmtime.ValType]:
-    return [wasmtime.ValType.i32() for _ in range(count)]
+def _i32s(count: int) -> Any:
+    """A vector of so many types, whose owner is the function that it is given to."""
+    vector = ffi.wasm_valtype_vec_t()
+    types = (ctypes.c_void_p * count)(*(_i32(ffi.WASM_I32) for _ in range(count)))
+    _types_new(ctypes.byref(vector), count, types)
+    return ctypes.byref(vector)

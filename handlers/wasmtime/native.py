@@ -14,7 +14,7 @@ from typing import Any, Final
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from handlers.wasmtime.c_interface import function
+from handlers.wasmtime.c_interface import function, quick_function
 
 ADDRESS: Final = ctypes.c_void_p
 SIZE: Final = ctypes.c_size_t
@@ -28,15 +28,15 @@ _instantiate_pre: Final = function("wasmtime_linker_instantiate_pre", ADDRESS, A
 _delete_pre: Final = function("wasmtime_instance_pre_delete", None, ADDRESS)
 _pre_instantiate: Final = function("wasmtime_instance_pre_instantiate", ADDRESS, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
 _instantiate: Final = function("wasmtime_linker_instantiate", ADDRESS, ADDRESS, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
-_export_get: Final = function("wasmtime_instance_export_get", TRUTH, ADDRESS, ADDRESS, TEXT, SIZE, ADDRESS)
+_export_get: Final = quick_function("wasmtime_instance_export_get", TRUTH, ADDRESS, ADDRESS, TEXT, SIZE, ADDRESS)
 _call: Final = function("wasmtime_func_call", ADDRESS, ADDRESS, ADDRESS, ADDRESS, SIZE, ADDRESS, SIZE, ADDRESS)
-_global_get: Final = function("wasmtime_global_get", None, ADDRESS, ADDRESS, ADDRESS)
+_global_get: Final = quick_function("wasmtime_global_get", None, ADDRESS, ADDRESS, ADDRESS)
 _exports: Final = function("wasmtime_module_exports", None, ADDRESS, ADDRESS)
 _delete_exports: Final = function("wasm_exporttype_vec_delete", None, ADDRESS)
-_export_name: Final = function("wasm_exporttype_name", ADDRESS, ADDRESS)
-_export_type: Final = function("wasm_exporttype_type", ADDRESS, ADDRESS)
-_as_function: Final = function("wasm_externtype_as_functype_const", ADDRESS, ADDRESS)
-_parameters: Final = function("wasm_functype_params", ADDRESS, ADDRESS)
+_export_name: Final = quick_function("wasm_exporttype_name", ADDRESS, ADDRESS)
+_export_type: Final = quick_function("wasm_exporttype_type", ADDRESS, ADDRESS)
+_as_function: Final = quick_function("wasm_externtype_as_functype_const", ADDRESS, ADDRESS)
+_parameters: Final = quick_function("wasm_functype_params", ADDRESS, ADDRESS)
 
 _WORD: Final = 8
 """Bytes; the engine runs on 64-bit machines only."""
