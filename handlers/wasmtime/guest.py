@@ -176,6 +176,8 @@ class Guest:
         self.engine = made.engine
         self.new_linker = made.linker
         self._stopping = Stopping()
+        self._has_begun = False
+        """What it is told by is there."""
         self.signal: int | None = None
         self.code: int | None = None
         self.defect = ""
@@ -209,9 +211,10 @@ class Guest:
     def stop(self, signal: int) -> bool:
         """End the guest, whatever it does; whether that is at once. The first signal counts. Ended already is success.
 
-        A graceful guest is only told, by the end of its input and of what it listens on; SIGKILL ends it as any other.
+        A graceful guest that has begun is only told, by the end of its input and of what it listens on, if it has
+        them; SIGKILL ends it as any other.
         """
-        if self.spec.graceful and signal != signals.SIGKILL and (self.waits is not None or self.has_input):
+        if self.spec.graceful and signal != signals.SIGKILL and self._has_begun:
             self.end_input()
             if self.waits is not None:
                 self.waits.close_listeners()
@@ -347,6 +350,7 @@ class Guest:
                 failure.__cause__ = failure.__context__ = None  # their frames hold the module until a collection
                 self._told.failed(failure.with_traceback(None))
                 return
+            self._has_begun = True
             self._told.started(time.time_ns())
             if self.spec.cpu is not None:
                 self._limit_cpu(self.spec.cpu)

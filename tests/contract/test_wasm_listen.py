@@ -101,10 +101,10 @@ async def test_a_graceful_stop_ends_what_it_listens_on_and_leaves_it_the_rest(
     assert bench.text(plan)[-1] == "bye"
 
 
-async def test_who_outlasts_its_grace_is_killed(bench: WasmBench, go_server: bytes) -> None:
-    del go_server
-    annotations = {KEY: str(free_port()), "cri-shim.io/stop": "graceful"}
-    plan = await bench.begin(bench.artifact(wasm.SLEEP, annotations=annotations))
+@pytest.mark.parametrize("listens", [True, False])
+async def test_who_outlasts_its_grace_is_killed(bench: WasmBench, listens: bool) -> None:
+    listen = {KEY: str(free_port())} if listens else {}
+    plan = await bench.begin(bench.artifact(wasm.SLEEP, annotations={**listen, "cri-shim.io/stop": "graceful"}))
     await bench.said(plan, "going to sleep")
     await bench.handler.kill(plan.id, signal.SIGTERM)
     await asyncio.sleep(0.2)
