@@ -442,10 +442,17 @@ def one_line(error: Exception) -> str:
 
 
 def _become_gentle(spec: GuestSpec) -> None:
-    """The calling thread gives way to the others of the daemon. On Linux all of this is per thread."""
+    """The calling thread gives way to the others of the daemon. On Linux all of this is per thread.
+
+    FailedPrecondition where it may run on none of the CPUs that it is given.
+    """
     if spec.worker is not None:
         return  # its cgroup says what it may take
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.nice(spec.nice)
     if spec.cpus:
-        os.sched_setaffinity(0, spec.cpus)
+        try:
+            os.sched_setaffinity(0, spec.cpus)
+        except OSError as error:
+            msg = f"linux.resources.cpuset_cpus: the kernel refuses them for the module: {error.strerror}"
+            raise FailedPrecondition(msg, hint="name some that this node has and the daemon may use") from error

@@ -245,6 +245,14 @@ async def test_guests_run_at_a_lower_weight_and_under_their_name(bench: WasmBenc
     assert os.sched_getscheduler(int(task.name)) == os.SCHED_BATCH
 
 
+async def test_cpus_that_are_not_there_are_an_error_of_the_start(bench: WasmBench) -> None:
+    linux = pb.LinuxContainerConfig(resources=pb.LinuxContainerResources(cpuset_cpus="1023"))
+    plan = bench.artifact(wasm.HELLO, linux=linux)
+    await bench.handler.create(plan)
+    with pytest.raises(FailedPrecondition, match="cpuset_cpus"):
+        await bench.handler.start(plan.id)
+
+
 async def test_limits_that_only_a_cgroup_has_are_refused(bench: WasmBench) -> None:
     plan = await bench.begin(bench.artifact(wasm.SLEEP))
     wanted = pb.LinuxContainerResources(unified={"memory.high": "1000000"})
