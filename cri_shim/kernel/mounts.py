@@ -89,6 +89,20 @@ def view(source: Path, target: Path | int, *, readonly: bool = False, options: S
         os.close(tree)
 
 
+def without_devices(source: str | os.PathLike[str]) -> int:
+    """A descriptor of what is at `source`, with the mounts below it now, through which no device can be opened.
+
+    It is mounted nowhere, and gone when that descriptor and all that was opened through it are closed.
+    """
+    tree = libc.open_tree(source, libc.OPEN_TREE_CLONE | libc.AT_RECURSIVE)
+    try:
+        libc.mount_setattr(tree, set_attributes=libc.MOUNT_ATTR_NODEV, recursive=True)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
 def tmpfs(target: Path, *, size: int, mode: int, uid: int = 0, gid: int = 0, label: str = "") -> None:
     """Mount a tmpfs of `size` bytes; nothing in it is executed, is a device or gains rights. `label` is SELinux's."""
     flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC

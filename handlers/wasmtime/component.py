@@ -61,7 +61,7 @@ def link_component(guest: Guest, resources: ExitStack) -> Linked:
     else:
         linker, table = _native_linker(guest.engine, imports), Table()
         context = address(store._context())  # noqa: SLF001  the library has no other way
-        output = guest.give_files(lambda output: set_wasi(context, guest.spec, output), resources)
+        output = guest.give_files(lambda output: set_wasi(context, guest.spec, output, resources), resources)
     run = _Run(guest, store, linker, component, path, table)
     return Linked(store, output, run.execute)
 

@@ -73,7 +73,8 @@ def link_prepared(parts: Parts, guest: Guest, resources: ExitStack) -> Linked:
     if spec.listen is not None:
         instantiate = link_sockets(guest, spec.listen, parts, resources)
     run = _Run(guest, store, module, instantiate, is_library)
-    output = guest.give_files(lambda output: set_wasi(module.context, spec, output), resources)
+    trees = resources.enter_context(ExitStack())  # left after the end is told
+    output = guest.give_files(lambda output: set_wasi(module.context, spec, output, trees), resources)
     return Linked(store, output, run.execute)
 
 

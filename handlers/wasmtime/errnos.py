@@ -9,6 +9,7 @@ class Errno(enum.IntEnum):
     """A function's result, or a field of an event."""
 
     SUCCESS = 0
+    ACCES = 2
     AGAIN = 6
     BADF = 8
     CONNABORTED = 13
@@ -23,5 +24,6 @@ class Errno(enum.IntEnum):
     NOTCONN = 53
     NOTDIR = 54
     NOTSUP = 58
+    NXIO = 60
     PIPE = 64
     TIMEDOUT = 73

@@ -1,4 +1,5 @@
-"""Two small modules between a guest and WASI: calls on sockets come to us, files are counted, all else stays native.
+"""Two small modules between a guest and WASI: calls on sockets come to us, files are counted and looked at before they
+are opened, all else stays native.
 
     guest ──import──▶ front: each function jumps through a table ──▶ back: whose descriptor is it?
                                                                       ├─ a socket's ──▶ our function
@@ -26,9 +27,14 @@ OPENING: Final = {
     "fd_renumber": "i32 i32",
 }
 """Functions that change how many there are, with their parameters. `fd_close` is among those on sockets too."""
+LOOKING: Final = "path_filestat_get"
+"""The engine's function that says what is there, and opens nothing."""
 TABLE: Final = "table"
 MEMORY: Final = "memory"
-
+_FILESTAT_WORDS: Final = 8
+"""`filestat`, in words of 64 bits. The type is the first byte of the third."""
+_CAN_BE_OPENED: Final = 1 << 3 | 1 << 4 | 1 << 7
+"""Types (`filetype`): directory, regular file, and symbolic link, which only those get told who do not follow it."""
 
 _FUNCTIONS: Final = len(PARAMETERS) + len(OPENING)
 
@@ -56,13 +62,17 @@ def back_text() -> str:
     """The module that fills the table.
 
     Imports: `guest memory`, `front table`, `hook listeners` (their number), and each function twice, as of `hook` and
-    of `native`.
+    of `native`; of `native` also `LOOKING`.
+
+    Opening a FIFO waits for who has its other end, in a call of the engine's that nothing interrupts, and opening a
+    device has effects: so the type is asked for first. What takes the name of a file in between is opened.
     """
     imports = [
         f'(import "{source}" "{name}" (func ${source}_{name} (param{" i32" * count}) (result i32)))'
         for name, count in PARAMETERS.items()
         for source in ("hook", "native")
     ]
+    imports.append(f'(import "native" "{LOOKING}" (func $look (param i32 i32 i32 i32 i32) (result i32)))')
     imports += [
         f'(import "native" "{name}" (func $native_{name} (param {parameters}) (result i32)))'
         for name, parameters in OPENING.items()
@@ -86,8 +96,11 @@ def back_text() -> str:
         (if (i32.and (i32.eqz (local.get $errno)) (i32.gt_s (global.get $open) (i32.const 0)))
           (then (global.set $open (i32.sub (global.get $open) (i32.const 1)))))
         (local.get $errno))
+      {_unfit()}
       (func $path_open (param {OPENING["path_open"]}) (result i32) (local $errno i32)
         (if (i32.ge_s (global.get $open) (i32.const {FILES})) (then (return (i32.const {Errno.MFILE:d}))))
+        (local.set $errno {_arguments(4)} (call $unfit))
+        (if (local.get $errno) (then (return (local.get $errno))))
         (local.set $errno {_arguments(9)} (call $native_path_open))
         (if (i32.eqz (local.get $errno)) (then (global.set $open (i32.add (global.get $open) (i32.const 1)))))
         (local.get $errno))
@@ -95,6 +108,27 @@ def back_text() -> str:
         (if (i32.eq (local.get 0) (local.get 1)) (then (return {_arguments(2)} (call $native_fd_renumber))))
         {_arguments(2)} (call $native_fd_renumber) (call $closed))
       {" ".join(functions)} (elem (i32.const 0) func {names}))"""
+
+
+def _unfit() -> str:
+    """The errno for a path, by what is there; 0 = whoever opens it says what is wrong, if anything is.
+
+    The engine answers into the guest's memory, whose first bytes are as before when the guest goes on.
+    """
+    words = range(_FILESTAT_WORDS)
+    keep = " ".join(f"(local.set $w{word} (i64.load (i32.const {8 * word})))" for word in words)
+    put_back = " ".join(f"(i64.store (i32.const {8 * word}) (local.get $w{word}))" for word in words)
+    return f"""(func $unfit (param i32 i32 i32 i32) (result i32) (local $errno i32) (local $type i32)
+        {" ".join(f"(local $w{word} i64)" for word in words)}
+        (if (i32.eqz (memory.size)) (then (return (i32.const 0))))
+        {keep}
+        (local.set $errno {_arguments(4)} (i32.const 0) (call $look))
+        (local.set $type (i32.load8_u (i32.const 16)))
+        {put_back}
+        (if (local.get $errno) (then (return (i32.const 0))))
+        (if (i32.and (i32.shl (i32.const 1) (local.get $type)) (i32.const {_CAN_BE_OPENED}))
+          (then (return (i32.const 0))))
+        (select (i32.const {Errno.ACCES:d}) (i32.const {Errno.NXIO:d}) (local.get $type)))"""
 
 
 def _arguments(count: int) -> str:

@@ -22,12 +22,16 @@ STDIN: Final = "stdin"
 
 
 class Preopen(msgspec.Struct, frozen=True):
-    """A directory of the host that the guest sees at `guest`. `host_backed`: it is not the container's own."""
+    """A directory of the host that the guest sees at `guest`. `host_backed`: it is not the container's own.
+
+    `nodev`: there may be devices in it, which the daemon is to keep from being opened.
+    """
 
     host: str
     guest: str
     readonly: bool
     host_backed: bool
+    nodev: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime import sockets
-from handlers.wasmtime.forward import MEMORY, OPENING, TABLE, WASI
+from handlers.wasmtime.forward import LOOKING, MEMORY, OPENING, TABLE, WASI
 from handlers.wasmtime.guest import Guest
 from handlers.wasmtime.guest_spec import Listen
 from handlers.wasmtime.hooks import Hooked
@@ -73,7 +73,7 @@ def _instantiate(
     behind.define(store, "hook", "listeners", count)
     behind.define(store, "guest", MEMORY, memory)
     behind.define(store, "front", TABLE, front.exports(store)[TABLE])
-    for name in (*PARAMETERS, *OPENING):
+    for name in (*PARAMETERS, *OPENING, LOOKING):
         behind.define(store, "native", name, native.get(store, WASI, name))
     behind.instantiate(store, back)
 

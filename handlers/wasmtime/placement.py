@@ -13,6 +13,7 @@ from typing import Final
 
 from cri_shim.model.errors import FailedPrecondition
 from cri_shim.model.handler import ContainerPlan
+from cri_shim.pb import api_pb2 as pb
 from cri_shim.spec.dispatch import ISOLATION_ANNOTATION
 from cri_shim.spec.security import wanted_capabilities
 from handlers.wasmtime.guest_spec import Preopen
@@ -70,12 +71,19 @@ def place(  # noqa: PLR0913  all that there is to know
     if placement.isolation is Isolation.IN_PROCESS and description > MOST_DESCRIPTION:
         why = "its types, imports and exports take more memory than a module in the daemon may have beside its own"
         placement = Placement(Isolation.PROCESS, why)
+    if placement.isolation is Isolation.IN_PROCESS and daemon_uid == 0 and any(map(_follows, plan.config.mounts)):
+        placement = Placement(Isolation.PROCESS, "a mount is to show what the node mounts in it later")
     if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
         placement = Placement(Isolation.PROCESS, why)
     if placement.isolation is Isolation.PROCESS and daemon_uid != 0:
         msg = f"the Wasm module needs a process of its own: {placement.why}"
         raise FailedPrecondition(msg, hint="only a daemon with root can make one")
     return placement
+
+
+def _follows(mount: pb.Mount) -> bool:
+    """What the daemon has opened without its devices stays as it was."""
+    return mount.propagation == pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER
 
 
 def _wanted(plan: ContainerPlan, default: Isolation) -> Placement:

@@ -65,7 +65,7 @@ def arrange(plan: ContainerPlan, work: Path, *, may_mount: bool) -> tuple[Preope
         writable_file = any(not mount.readonly for mount in files.values())
         # The view's own mounts keep the rest of a read-only root file system so.
         host_backed = any(mount.host_backed for mount in files.values())
-        preopens.append(Preopen(str(root), "/", readonly and not writable_file, host_backed))
+        preopens.append(Preopen(str(root), "/", readonly and not writable_file, host_backed, nodev=may_mount))
     else:
         preopens += _file_directories(work / "files", files, of_pod, may_mount=may_mount)
     return tuple(preopens)
@@ -115,7 +115,7 @@ def _around(file: str, directories: Collection[str]) -> str:
 def _preopen(target: str, mount: _Mount, files: Mapping[str, _Mount], view: Path, *, may_mount: bool) -> Preopen:
     """A directory as it lies, or a view of it with its options, and the files bound into it."""
     if not files and not mount.options:
-        return Preopen(str(mount.source), target, mount.readonly, mount.host_backed)
+        return Preopen(str(mount.source), target, mount.readonly, mount.host_backed, nodev=may_mount)
     if not may_mount:
         what = "a file inside it" if files else "mount_options"
         msg = f"mounts: {what} of {target}: only a daemon with root can mount that"
@@ -126,7 +126,7 @@ def _preopen(target: str, mount: _Mount, files: Mapping[str, _Mount], view: Path
         _bind_inside(view, target, file, found)
     writable_file = any(not file.readonly for file in files.values())
     host_backed = mount.host_backed or any(file.host_backed for file in files.values())
-    return Preopen(str(view), target, mount.readonly and not writable_file, host_backed)
+    return Preopen(str(view), target, mount.readonly and not writable_file, host_backed, nodev=may_mount)
 
 
 def _bind_inside(view: Path, target: str, file: str, found: _Mount) -> None:

@@ -6,15 +6,17 @@ By plain numbers, as `handlers.wasmtime.native`.
 from __future__ import annotations
 
 import ctypes
+import os
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 
 import wasmtime
 
 from cri_shim.model.errors import FailedPrecondition
 from handlers.wasmtime.c_interface import function
-from handlers.wasmtime.guest_spec import GuestSpec
+from handlers.wasmtime.guest_spec import GuestSpec, Preopen
 from handlers.wasmtime.native import ADDRESS, SIZE, TEXT, TRUTH, error
 from handlers.wasmtime.output import Streams
 
@@ -32,11 +34,11 @@ _preopen: Final = function("wasi_config_preopen_dir", TRUTH, ADDRESS, TEXT, TEXT
 _use: Final = function("wasmtime_context_set_wasi", ADDRESS, ADDRESS, ADDRESS)
 
 
-def set_wasi(context: int, spec: GuestSpec, output: Streams) -> None:
+def set_wasi(context: int, spec: GuestSpec, output: Streams, resources: ExitStack) -> None:
     """Give it to the store of that context. FailedPrecondition names what cannot be opened."""
     config = _new()
     try:
-        _fill(config, spec, output)
+        _fill(config, spec, output, resources)
     except BaseException:
         _delete(config)
         raise
@@ -45,7 +47,7 @@ def set_wasi(context: int, spec: GuestSpec, output: Streams) -> None:
         raise error(failed)
 
 
-def _fill(config: int, spec: GuestSpec, output: Streams) -> None:
+def _fill(config: int, spec: GuestSpec, output: Streams, resources: ExitStack) -> None:
     arguments, names, values = (
         _Strings(texts) for texts in (spec.argv, [name for name, _ in spec.env], [value for _, value in spec.env])
     )
@@ -65,9 +67,28 @@ def _fill(config: int, spec: GuestSpec, output: Streams) -> None:
         nothing = spec.listen.nothing if spec.listen is not None else ""
         _check(_preopen(config, nothing.encode(), f"listener {number}".encode(), False), "a listener")
     for preopen in spec.preopens:
-        if not _preopen(config, preopen.host.encode(), preopen.guest.encode(), not preopen.readonly):
-            msg = f"mounts: cannot open the directory {preopen.host} as {preopen.guest}"
-            raise FailedPrecondition(msg)
+        host = preopen.host
+        if preopen.nodev and spec.worker is None and spec.shape.opens_files:  # a worker has a mount table of its own
+            host = _without_devices(preopen, resources)
+        if not _preopen(config, host.encode(), preopen.guest.encode(), not preopen.readonly):
+            raise _unopened(preopen)
+
+
+def _without_devices(preopen: Preopen, resources: ExitStack) -> str:
+    """A path of the same directory. The daemon may open any device of the node, and who shares a volume make one."""
+    from cri_shim.kernel import mounts  # noqa: PLC0415  workers have no use for it
+
+    try:
+        tree = mounts.without_devices(preopen.host)
+    except OSError as error:
+        raise _unopened(preopen, error) from None
+    resources.callback(os.close, tree)
+    return f"/proc/self/fd/{tree}"
+
+
+def _unopened(preopen: Preopen, error: OSError | None = None) -> FailedPrecondition:
+    why = f": {error.strerror}" if error is not None else ""
+    return FailedPrecondition(f"mounts: cannot open the directory {preopen.host} as {preopen.guest}{why}")
 
 
 def _check(done: bool, what: str) -> None:

@@ -172,7 +172,10 @@ class _Executed:
 
 
 def _shut_up(spec: WorkerSpec, empty: str) -> None:
-    """When all is open: leave the host's files behind and become the user."""
+    """When all is open: leave the host's files behind, open no device through what stays, and become the user."""
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    libc.mount_setattr(root, set_attributes=libc.MOUNT_ATTR_NODEV, recursive=True)  # in our mount table alone
+    os.close(root)
     os.chroot(empty)
     os.chdir("/")
     credentials.become(spec.uid, spec.gid, spec.groups, spec.capabilities)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import os
 import signal
 import struct
 import termios
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -24,6 +25,8 @@ from tests.support import wasm
 from tests.support.client import MemoryClient
 
 pytestmark = pytest.mark.root
+
+_SYS_PIDFD_GETFD: Final = 438
 
 
 def with_terminal(bench: WasmBench, module: str, **config: Any) -> ContainerPlan:
@@ -44,8 +47,11 @@ async def execute(bench: WasmBench, plan: ContainerPlan, client: MemoryClient, *
 
 
 def window(pid: object) -> tuple[int, int]:
-    """Rows and columns of the terminal of a process."""
-    fd = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY)
+    """Rows and columns of the terminal of a process: its own descriptor, as no device is opened by its mounts."""
+    process = os.pidfd_open(int(str(pid)))
+    fd = ctypes.CDLL(None).syscall(_SYS_PIDFD_GETFD, process, 0, 0)
+    os.close(process)
+    assert fd >= 0
     try:
         rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
     finally:

@@ -107,6 +107,16 @@ def test_without_root_there_is_no_worker() -> None:
         place(plan(7), IN, [VOLUME], 1000, component=False)
 
 
+def test_what_is_mounted_later_is_seen_by_a_worker() -> None:
+    asked = plan()
+    asked.config.mounts.add(propagation=pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER)
+    placement = place(asked, IN, [VOLUME], 0, component=False)
+    assert placement.isolation is OUT
+    assert "later" in placement.why
+    # A daemon without root opens a directory where it lies.
+    assert place(asked, IN, [VOLUME], 1000, component=False).isolation is IN
+
+
 def test_a_terminal_needs_a_worker() -> None:
     asked = plan(of_container="in-process")
     asked.config.tty = True
