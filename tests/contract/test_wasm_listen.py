@@ -120,7 +120,7 @@ async def test_it_listens_in_the_pods_network(bench: WasmBench, go_server: bytes
         plan = bench.artifact(go_server, annotations={KEY: "80"})
         plan = await serving(bench, replace(plan, pod=replace(plan.pod, net=pins / "net")))
         for address in ("127.0.0.1", "::1"):
-            ask = functools.partial(socket.create_connection, (address, 80), 5)
+            ask = functools.partial(socket.create_connection, (address, 80), 30)
             with await asyncio.to_thread(namespaces.run_in_netns, pins / "net", ask) as connection:
                 connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
                 assert (await asyncio.to_thread(connection.recv, 100)).startswith(b"HTTP/1.0 200 OK")
