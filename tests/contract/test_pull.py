@@ -249,7 +249,7 @@ async def test_a_pull_cancelled_while_a_record_is_written_leaves_whole_records(
 
         monkeypatch.setattr(node.store.pulls, "put", begin_and_lock)
         pull = asyncio.ensure_future(node.pull(name))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (LINUX.config.digest in node.blobs() and any(map(str.isdigit, os.listdir(node.layout.layers)))):
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
@@ -468,7 +468,7 @@ async def test_a_registry_says_when_to_come_again(
 
 
 async def test_a_registry_that_falls_silent_is_given_up(tmp_path: Path, registry: LoopbackRegistry) -> None:
-    node = Node(tmp_path, stall_seconds=0.3)
+    node = Node(tmp_path, stall_seconds=2)
     await node.open()
     registry.fail(MODULE.digest, Fault.STALL, 1)
     name = registry.add("demo/hello:1", WASM)
@@ -477,6 +477,7 @@ async def test_a_registry_that_falls_silent_is_given_up(tmp_path: Path, registry
         await node.pull(name)
     assert node.partials() == {MODULE.digest: len(MODULE.data) // 2}
     registry.heal()
+    node.be_patient()
     assert await node.pull(name) == WASM.id
     assert registry.sent[MODULE.digest] == len(MODULE.data)
     await node.close()

@@ -40,7 +40,7 @@ IMAGE, FILES = five_layers()
 
 @pytest_asyncio.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path, stall_seconds=0.3)
+    made = Node(tmp_path, stall_seconds=2)
     await made.open()
     yield made
     await made.close()
@@ -75,6 +75,7 @@ async def test_pulls_end_right_or_with_a_named_error(node: Node, registry: Loopb
         await node.settled()
     assert 0 < done < rounds, "the odds are such that some end well and some do not"
     registry.heal()
+    node.be_patient()
     assert await is_pulled(node, name)
     assert (node.store.pulls.values(), node.partials(), node.debris()) == ((), {}, [])
 
@@ -82,6 +83,7 @@ async def test_pulls_end_right_or_with_a_named_error(node: Node, registry: Loopb
 async def test_no_byte_that_is_here_is_fetched_again(node: Node, registry: LoopbackRegistry) -> None:
     """Whatever breaks, as long as no wrong byte came and no range was refused."""
     dice = seeded()
+    node.be_patient()
     for number in range(count(full=50, quick=5)):
         name = registry.add(f"demo/app:{number}", IMAGE)
         registry.misbehave(dice, 0.7, CLEAN_BREAKS)

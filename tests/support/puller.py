@@ -39,7 +39,7 @@ class Node:
         self,
         base: Path,
         *,
-        stall_seconds: float = 5.0,
+        stall_seconds: float = 60.0,
         keep_blobs: bool = False,
         serve_local: bool = False,
         auth: RegistryAuth | None = None,
@@ -111,6 +111,10 @@ class Node:
         await self.zygote.aclose()
         self.store.close()
 
+    def be_patient(self) -> None:
+        """A registry that does not misbehave is slow at most."""
+        self.registry._stall_seconds = 60
+
     async def pull(self, name: str, auth: pb.AuthConfig | None = None) -> str:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=name), auth=auth)
         return (await self.pull_image(request)).image_ref
@@ -132,7 +136,7 @@ class Node:
     async def settled(self) -> None:
         """Returns when work that was abandoned has cleaned up behind itself; AssertionError if it does not."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while self.debris():
                     await asyncio.sleep(0.01)
         left = self.debris()
