@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim import cli
+from cri_shim.cli.progress import Lines
 from cri_shim.cli.tables import size
 from cri_shim.compose import Flows
 from cri_shim.pb import admin_pb2
@@ -201,8 +203,18 @@ async def test_an_archive_is_loaded_from_a_file_and_from_standard_input(
     assert (refused.status, refused.err) == (1, f"cri-shim: {tmp_path}/gone does not exist\n")
 
 
-async def test_a_pull_tells_how_far_it_has_come(bench: Bench, registry: LoopbackRegistry) -> None:
+async def test_a_pull_tells_how_far_it_has_come(
+    bench: Bench, registry: LoopbackRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tag = registry.add("demo/app:1", ONE)
+    show, shown = Lines.show, threading.Event()
+
+    def show_and_tell(lines: Lines, layers: Iterable[admin_pb2.LayerProgress]) -> None:
+        show(lines, layers)
+        if lines._told:
+            shown.set()
+
+    monkeypatch.setattr(Lines, "show", show_and_tell)
     config, module = ONE.blobs
 
     async def asked_for(digest: str) -> None:
@@ -216,7 +228,7 @@ async def test_a_pull_tells_how_far_it_has_come(bench: Bench, registry: Loopback
     release_module = registry.hold_blobs()
     release.set()
     await asked_for(module.digest)
-    await asyncio.sleep(1)  # some looks, in this loop
+    assert await asyncio.to_thread(shown.wait, 60)
     release_module.set()
     said = await pulling
     assert (said.status, said.out) == (0, f"{ONE.id}\n")

@@ -149,7 +149,7 @@ class TestExec:
         client = MemoryClient()
         script = "(while :; do echo more; usleep 20000; done) & echo begun; exit 3"
         assert await execute(bench, plan, client, "sh", "-c", script) == 3
-        assert client.out.data.startswith((b"begun\n", b"more\nbegun\n"))
+        assert b"begun\n" in client.out.data
 
     async def test_a_slow_client_stops_the_process_and_gets_all(self, bench: Bench, plan: ContainerPlan) -> None:
         client = MemoryClient()
@@ -176,8 +176,8 @@ class TestTerminal:
         client = MemoryClient(stdin=True)
         client.window.put_nowait(TerminalSize(100, 40))
         script = """until [ "$(stty size 2>/dev/null)" = "40 100" ]; do :; done
-            stty size; tty; echo $TERM; echo err >&2
-            trap 'stty size' WINCH; until read -r line; do :; done; echo got $line"""
+            trap 'stty size' WINCH; stty size; tty; echo $TERM; echo err >&2
+            until read -r line; do :; done; echo got $line"""
         running = execute(bench, plan, client, "sh", "-c", script, tty=True)
         await client.out.shows(b"err")
         assert client.out.data.replace(b"\r", b"").split()[:5] == [b"40", b"100", b"/dev/pts/0", b"xterm", b"err"]

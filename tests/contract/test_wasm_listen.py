@@ -93,10 +93,15 @@ async def test_a_graceful_stop_ends_what_it_listens_on_and_leaves_it_the_rest(
     port = free_port()
     annotations = {KEY: str(port), "cri-shim.io/stop": "graceful"}
     plan = await serving(bench, bench.artifact(go_server, annotations=annotations))
-    slow = asyncio.create_task(get(port, "/slow"))
-    await asyncio.sleep(0.1)
-    await bench.handler.kill(plan.id, signal.SIGTERM)
-    assert await slow == (200, b"begun\ndone\n")
+    with await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port), 30) as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        came = b""
+        while b"begun\n" not in came:
+            came += await asyncio.to_thread(connection.recv, 65536)
+        await bench.handler.kill(plan.id, signal.SIGTERM)
+        while part := await asyncio.to_thread(connection.recv, 65536):
+            came += part
+        assert b"done\n" in came
     assert (await bench.end_of(plan)).code == 0
     assert bench.text(plan)[-1] == "bye"
 

@@ -254,10 +254,13 @@ def test_the_longest_waits(site: Site) -> None:
     longest = (1 << 63) - 1
     container = site.cri.run(
         site.pod,
-        site.container_config("command: 'sh' command: '-c' command: 'trap exit TERM; while :; do sleep 0.1; done'"),
+        site.container_config(
+            "command: 'sh' command: '-c' command: 'trap exit TERM; >/ready; while :; do sleep 0.1; done'"
+        ),
     )
+    until_ready = ["sh", "-c", "until [ -e /ready ]; do sleep 0.1; done"]
     assert (
-        site.cri.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=["true"], timeout=longest))
+        site.cri.runtime.ExecSync(pb.ExecSyncRequest(container_id=container, cmd=until_ready, timeout=longest))
         == pb.ExecSyncResponse()
     )
     site.cri.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=longest))

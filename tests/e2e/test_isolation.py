@@ -92,13 +92,14 @@ def test_a_shared_pid_namespace_has_a_reaper_and_nothing_of_the_host(
     seccomp = sandbox.linux.security_context.seccomp
     seccomp.profile_type, seccomp.localhost_ref = pb.SecurityProfile.Localhost, str(profile)
     script = """
-        sh -c 'sleep 0.01 & exit'; sleep 0.1; cat /proc/1/comm; cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z'
+        sh -c 'sleep 0.01 & exit'; sleep 0.1; cat /proc/1/comm
+        while cat /proc/[0-9]*/stat 2>/dev/null | grep -q ') Z'; do sleep 0.1; done; echo reaped
         awk '/^(Uid|CapPrm|CapBnd|NoNewPrivs|Seccomp):/ {print $1 $2}' /proc/1/status
         cd /proc/1/root/ 2>/dev/null || exit 0
         ls -A; find . -path ./proc -prune -o -type f -print; readlink /proc/1/cwd
         for file in /proc/1/fd/*; do readlink $file | cut -d: -f1; done | sort -u
         (touch x || : >catatonit || : >/proc/1/exe) 2>/dev/null || echo unchanged"""
-    head = ["catatonit", "0", "Uid:65535", f"CapPrm:{0:016x}", f"CapBnd:{0:016x}", "NoNewPrivs:1", "Seccomp:2"]
+    head = ["catatonit", "reaped", "Uid:65535", f"CapPrm:{0:016x}", f"CapBnd:{0:016x}", "NoNewPrivs:1", "Seccomp:2"]
     root = ["catatonit", "dev", "proc", "./catatonit", "/", "/dev/null", "anon_inode", "pipe", "unchanged"]
     nobody, context = pb.Int64Value(value=65535), pb.LinuxContainerSecurityContext
     for attempt, (asked, may_look) in enumerate(

@@ -65,10 +65,10 @@ def test_exec_output_has_a_limit_and_the_command_goes_on(shared_lab: Lab, handle
     lab = shared_lab
     container = lab.cri.run(lab.pod(handler), lab.shell("exec sleep 1000"))
     both = "yes out | head -c 3000000; yes err | head -c 2000000 >&2; exit 7"
-    answer = lab.cri.exec(container, ["sh", "-c", both], within=20)
+    answer = lab.cri.exec(container, ["sh", "-c", both])
     assert (len(answer.stdout), len(answer.stderr), answer.exit_code) == (3_000_000, 2_000_000, 7)
     assert set(answer.stdout.split(b"\n")[:-1]) == {b"out"}
-    answer = lab.cri.exec(container, ["sh", "-c", "head -c 20000000 /dev/zero; touch /over; exit 8"], within=20)
+    answer = lab.cri.exec(container, ["sh", "-c", "head -c 20000000 /dev/zero; touch /over; exit 8"])
     assert (10 << 20) < len(answer.stdout) <= (16 << 20)
     assert answer.exit_code == 8
     assert lab.cri.exec(container, ["test", "-e", "/over"]).exit_code == 0
@@ -136,7 +136,9 @@ def test_stop_signals(shared_lab: Lab, registry: images.Registry, handler: str) 
     image = registry.push("io/stop:1", images.image(busybox.blobs[1:], {"StopSignal": "SIGUSR1", "Env": ["PATH=/bin"]}))
     lab.cri.pull(image)
     pod = lab.pod(handler)
-    script = 'for name in TERM USR1 USR2; do trap "echo $name; exit 9" $name; done; while :; do sleep 0.05; done'
+    script = (
+        'for name in TERM USR1 USR2; do trap "echo $name; exit 9" $name; done; echo ready; while :; do sleep 0.05; done'
+    )
     default, asked = pb.SIGNAL_RUNTIME_DEFAULT, pb.SIGNAL_SIGUSR2
     for number, (reference, wanted, told, name) in enumerate(
         [
@@ -149,13 +151,13 @@ def test_stop_signals(shared_lab: Lab, registry: images.Registry, handler: str) 
         config.stop_signal = wanted
         container = lab.cri.run(pod, config)
         assert lab.cri.status(container).stop_signal == told
-        lab.cri.exec(container, ["sleep", "0.1"])
+        lab.cri.wait_log(container, "ready")
         begin = time.monotonic()
         lab.cri.stop(container, grace=30)
         assert time.monotonic() - begin < 25
         status = lab.cri.status(container)
         assert (status.state, status.exit_code) == (pb.CONTAINER_EXITED, 9)
-        assert whole_lines(lab.cri.log(container)) == [name]
+        assert whole_lines(lab.cri.log(container)) == ["ready", name]
 
 
 def test_a_first_process_that_ignores_the_signal_is_killed_after_the_grace(shared_lab: Lab, handler: str) -> None:
@@ -188,10 +190,10 @@ def test_an_exec_ends_with_its_container(shared_lab: Lab, handler: str) -> None:
     lab, pod = shared_lab, shared_lab.pod(handler)
     container = lab.cri.run(pod, lab.shell("exec sleep 1000"))
     request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "echo begun; sleep 876; true"])
-    running = lab.cri.runtime.ExecSync.future(request, timeout=30)
+    running = lab.cri.runtime.ExecSync.future(request, timeout=110)
     eventually(lambda: b"sleep 876" in lab.cri.exec(container, ["ps"]).stdout)
     lab.cri.stop(container)
-    answer = running.result(5)
+    answer = running.result(60)
     assert (answer.stdout, answer.exit_code) == (b"begun\n", 137)
 
 
@@ -199,7 +201,7 @@ def test_an_exec_ends_when_its_client_leaves(shared_lab: Lab, handler: str) -> N
     lab, pod = shared_lab, shared_lab.pod(handler)
     container = lab.cri.run(pod, lab.shell("exec sleep 1000"))
     request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "sleep 876 & sleep 876; true"])
-    running = lab.cri.runtime.ExecSync.future(request, timeout=30)
+    running = lab.cri.runtime.ExecSync.future(request, timeout=110)
     eventually(lambda: lab.cri.exec(container, ["ps"]).stdout.count(b"sleep 876") == 4)
     running.cancel()
     eventually(lambda: b"sleep 876" not in lab.cri.exec(container, ["ps"]).stdout)

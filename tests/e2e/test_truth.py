@@ -124,7 +124,7 @@ def test_stop_of_processes_that_ignore_signals(shared_lab: Lab, handler: str) ->
     script = "trap '' TERM HUP INT; (while :; do sleep 1000; done) & echo deaf; while :; do sleep 1000; done"
     container = lab.cri.run(pod, lab.shell(script))
     lab.cri.wait_log(container, "deaf")
-    assert 1 <= stopped_within(lab, container, 1) < 4
+    assert 1 <= stopped_within(lab, container, 1) < 30
 
 
 def test_stop_of_a_process_that_is_stopped(shared_lab: Lab, handler: str) -> None:
@@ -133,7 +133,7 @@ def test_stop_of_a_process_that_is_stopped(shared_lab: Lab, handler: str) -> Non
     pid = first_pid(lab, container)
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
-    assert 1 <= stopped_within(lab, container, 1) < 4
+    assert 1 <= stopped_within(lab, container, 1) < 30
 
 
 def test_stop_of_a_frozen_container(shared_lab: Lab, handler: str) -> None:
@@ -146,7 +146,7 @@ def test_stop_of_a_frozen_container(shared_lab: Lab, handler: str) -> None:
         eventually(lambda: v1.read_text() == "FROZEN\n")
     else:
         (leftovers.CGROUPS / cgroup / "cgroup.freeze").write_text("1")
-    assert stopped_within(lab, container, 0) < 4
+    assert stopped_within(lab, container, 0) < 30
 
 
 @contextmanager
@@ -204,7 +204,8 @@ def test_children_that_outlive_the_first_process(shared_lab: Lab, handler: str) 
 def test_remove_while_it_is_being_stopped(shared_lab: Lab, handler: str) -> None:
     """The removal does not wait for the grace that another call has given, and that call succeeds too."""
     lab, pod = shared_lab, shared_lab.pod(handler)
-    container = lab.cri.run(pod, lab.shell("trap 'echo asked' TERM; while :; do sleep 0.05; done"))
+    container = lab.cri.run(pod, lab.shell("trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done"))
+    lab.cri.wait_log(container, "ready")
     patient = lab.cri.runtime.StopContainer.future(
         pb.StopContainerRequest(container_id=container, timeout=50), timeout=60
     )

@@ -149,7 +149,7 @@ def test_the_score_of_every_process(shared_lab: Lab, handler: str) -> None:
     lab.cri.wait_log(container, "100")
     update(lab, container, oom_score_adj=500)
     lab.cri.wait_log(container, "500")
-    scores = "sleep 0.2; cat /proc/1/oom_score_adj /proc/self/oom_score_adj"
+    scores = "cd /proc; until grep -q 500 $$/oom_score_adj; do sleep 0.05; done; cat 1/oom_score_adj self/oom_score_adj"
     assert lab.cri.exec(container, ["sh", "-c", scores]).stdout == b"500\n500\n"
     update(lab, container, oom_score_adj=200)
     lab.cri.wait_log(container, "200")

@@ -65,13 +65,14 @@ class TestExec:
     def test_a_terminal(self, shared_lab: Lab, clients: Interop, handler: str, transport: str) -> None:
         container = sleeper(shared_lab, handler)
         script = """until [ "$(stty size 2>/dev/null)" = "40 100" ]; do :; done
-            stty size; tty; echo $TERM; echo err >&2
-            trap 'stty size' WINCH; until read -r line; do :; done; echo got $line; exit 4"""
-        flags = ("-tty", "-stdin", "-sizes=100x40,120x50@3", f"-container={container}")
+            trap 'stty size' WINCH; stty size; tty; echo $TERM; echo err >&2
+            until read -r line; do :; done; echo got $line; exit 4"""
+        flags = ("-tty", "-stdin", "-sizes=100x40,120x50", f"-container={container}")
         with clients.run("exec", transport, *flags, "--", "sh", "-c", script) as client:
             client.shows(b"err")
             words = client.output().split()
             assert words == [b"40", b"100", b"/dev/pts/0", b"xterm", b"err"]
+            client.process.send_signal(signal.SIGWINCH)
             client.shows(b"50 120")
             client.type(b"it\n")
             client.shows(b"got it")

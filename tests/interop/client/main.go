@@ -12,8 +12,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	restclient "k8s.io/client-go/rest"
@@ -57,7 +59,7 @@ func main() {
 	flags.BoolVar(&o.stdout, "stdout", true, "")
 	flags.BoolVar(&o.stderr, "stderr", false, "")
 	flags.BoolVar(&o.tty, "tty", false, "")
-	flags.StringVar(&o.sizes, "sizes", "", "of the terminal: WIDTHxHEIGHT[@SECONDS],...")
+	flags.StringVar(&o.sizes, "sizes", "", "of the terminal: WIDTHxHEIGHT,...; a further one at each SIGWINCH")
 	flags.IntVar(&o.count, "count", 100, "sessions at once")
 	flags.IntVar(&o.bytes, "bytes", 1<<20, "each way in each session")
 	flags.StringVar(&o.ports, "ports", "", "LOCAL:REMOTE,...; 0 = any local port")
@@ -138,24 +140,26 @@ func (s shown) Write(data []byte) (int, error) {
 }
 
 type sizes struct {
-	begin time.Time
-	rest  []string
+	changes chan os.Signal
+	rest    []string
 }
 
 func newSizes(text string) *sizes {
-	return &sizes{time.Now(), strings.Split(text, ",")}
+	changes := make(chan os.Signal, 1)
+	signal.Notify(changes, syscall.SIGWINCH)
+	changes <- syscall.SIGWINCH // the first size is wanted at once
+	return &sizes{changes, strings.Split(text, ",")}
 }
 
-// The next size when its time has come; after the last one nothing for as long as the session lasts.
+// The next size when the terminal has changed; after the last one nothing for as long as the session lasts.
 func (s *sizes) Next() *remotecommand.TerminalSize {
 	if len(s.rest) == 0 {
 		select {}
 	}
+	<-s.changes
 	var size remotecommand.TerminalSize
-	var after float64
-	_, _ = fmt.Sscanf(s.rest[0], "%dx%d@%f", &size.Width, &size.Height, &after)
+	_, _ = fmt.Sscanf(s.rest[0], "%dx%d", &size.Width, &size.Height)
 	s.rest = s.rest[1:]
-	time.Sleep(time.Until(s.begin.Add(time.Duration(after * float64(time.Second)))))
 	return &size
 }
 
