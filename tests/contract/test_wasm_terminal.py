@@ -35,14 +35,14 @@ def with_terminal(bench: WasmBench, module: str, **config: Any) -> ContainerPlan
 
 def join(bench: WasmBench, plan: ContainerPlan, client: MemoryClient) -> asyncio.Task[int]:
     async def session() -> int:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await attach.serve(bench.handler, plan.id, client)
 
     return asyncio.ensure_future(session())
 
 
 async def execute(bench: WasmBench, plan: ContainerPlan, client: MemoryClient, *args: str) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await further.serve(further.Command(bench.handler, plan.id, args, tty=True), client)
 
 

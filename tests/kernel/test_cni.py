@@ -249,7 +249,7 @@ async def test_cancelled_add_can_be_deleted_without_a_cache(node: Node, pod: Att
     node.plugin("last", "[ $CNI_COMMAND = DEL ] || sleep 60")
     node.configure({"type": "last"})
     task = asyncio.create_task(node.network.add(pod))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not node.calls.exists():
             await asyncio.sleep(0.02)
     task.cancel()

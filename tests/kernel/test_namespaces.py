@@ -155,7 +155,7 @@ hybrid = pytest.mark.skipif(not (UNIFIED / "cgroup.procs").exists(), reason="no 
 @hybrid
 async def test_child_in_a_fresh_namespace_has_an_empty_place_of_the_unified_hierarchy(tmp_path: Path) -> None:
     enter = namespaces.fresh_mount_namespace_without([UNIFIED])
-    done = await process.run(["cat", "/proc/self/mountinfo"], timeout=5, enter=enter)
+    done = await process.run(["cat", "/proc/self/mountinfo"], timeout=60, enter=enter)
     inside = mounts.parse_mountinfo(done.stdout)
     assert {entry.fstype for entry in inside if entry.target == UNIFIED} == {"tmpfs"}
     assert {entry.fstype for entry in mounts.mountinfo() if entry.target == UNIFIED} == {"cgroup2"}
@@ -172,9 +172,9 @@ async def test_pinned_mount_namespace_is_made_once_and_entered(tmp_path: Path) -
     assert mounts.propagation_of(pin_file.parent) == ()
     try:
         enter = namespaces.enter_mount_namespace(pin_file)
-        done = await process.run(["readlink", "/proc/self/ns/mnt"], timeout=5, enter=enter)
+        done = await process.run(["readlink", "/proc/self/ns/mnt"], timeout=60, enter=enter)
         assert done.stdout.decode().strip() == f"mnt:[{first}]"
-        assert (await process.run(["ls", UNIFIED / "cgroup.procs"], timeout=5, enter=enter)).returncode != 0
+        assert (await process.run(["ls", UNIFIED / "cgroup.procs"], timeout=60, enter=enter)).returncode != 0
         assert own("mnt") != f"mnt:[{first}]"
     finally:
         mounts.unmount_tree(pin_file.parent)
@@ -192,11 +192,11 @@ async def test_pinned_mount_namespace_sees_later_mounts_of_a_shared_parent(tmp_p
         mounts.tmpfs(shared / "later", size=1 << 20, mode=0o755)
         (shared / "later" / "file").touch()
         enter = namespaces.enter_mount_namespace(pin_file)
-        assert (await process.run(["ls", shared / "later"], timeout=5, enter=enter)).stdout == b"file\n"
+        assert (await process.run(["ls", shared / "later"], timeout=60, enter=enter)).stdout == b"file\n"
     finally:
         mounts.unmount_tree(tmp_path.resolve())
 
 
 async def test_missing_mount_namespace_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=f"namespace {tmp_path}/gone is gone"):
-        await process.run(["true"], timeout=5, enter=namespaces.enter_mount_namespace(tmp_path / "gone"))
+        await process.run(["true"], timeout=60, enter=namespaces.enter_mount_namespace(tmp_path / "gone"))

@@ -47,7 +47,7 @@ async def pin(zygote: Zygote, directory: Path, **wanted: object) -> dict[str, ob
         "hostname": "pod",
         "sysctls": {},
     }
-    return await zygote.run("cri_shim.kernel.user_namespace:pin", {**arguments, **wanted}, timeout=10)
+    return await zygote.run("cri_shim.kernel.user_namespace:pin", {**arguments, **wanted}, timeout=60)
 
 
 def owner_of(namespace: Path) -> int:

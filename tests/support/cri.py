@@ -123,7 +123,7 @@ class Cri:
     def containers(self) -> Sequence[pb.Container]:
         return self.runtime.ListContainers(pb.ListContainersRequest(), timeout=self._timeout).containers
 
-    def wait_exit(self, container: str, within: float = 30) -> pb.ContainerStatus:
+    def wait_exit(self, container: str, within: float = 60) -> pb.ContainerStatus:
         """Returns the status of the exited container; raises TimeoutError after `within` seconds."""
         deadline = time.monotonic() + within
         while (status := self.status(container)).state != pb.CONTAINER_EXITED:
@@ -133,7 +133,7 @@ class Cri:
             time.sleep(POLL)
         return status
 
-    def exec(self, container: str, argv: Sequence[str], within: int = 10) -> pb.ExecSyncResponse:
+    def exec(self, container: str, argv: Sequence[str], within: int = 60) -> pb.ExecSyncResponse:
         """Runs a further process; `within` in seconds, as in ExecSyncRequest.timeout."""
         request = pb.ExecSyncRequest(container_id=container, cmd=argv, timeout=within)
         return self.runtime.ExecSync(request, timeout=self._timeout + within)
@@ -142,7 +142,7 @@ class Cri:
         """The lines that the container has logged so far, as its status says where."""
         return read_log(Path(self.status(container).log_path))
 
-    def wait_log(self, container: str, text: str, within: float = 10) -> list[LogLine]:
+    def wait_log(self, container: str, text: str, within: float = 60) -> list[LogLine]:
         """Returns the log once a line of it contains `text`; raises TimeoutError after `within` seconds."""
         deadline = time.monotonic() + within
         while True:

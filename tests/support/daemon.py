@@ -225,7 +225,7 @@ class Daemon:
         if status != 0:
             raise DaemonError(f"cri-shim ended with {status} on SIGTERM:\n{self.log_tail()}")
 
-    def settled_traces(self, within: float = 5) -> leftovers.Traces:
+    def settled_traces(self, within: float = 30) -> leftovers.Traces:
         """What is left of a daemon that has ended: its helpers see the end a moment later than we do."""
         deadline = time.monotonic() + within
         while (left := self.traces()) and time.monotonic() < deadline:

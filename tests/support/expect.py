@@ -25,7 +25,7 @@ def refused(code: grpc.StatusCode, words: str = "") -> Iterator[None]:
     assert "Traceback" not in message
 
 
-def eventually(condition: Callable[[], bool], within: float = 10) -> None:
+def eventually(condition: Callable[[], bool], within: float = 60) -> None:
     """Waits until `condition` holds; fails after `within` seconds."""
     deadline = time.monotonic() + within
     while not condition():

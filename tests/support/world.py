@@ -71,7 +71,7 @@ def difference(before: World, after: World) -> list[str]:
 
 
 @contextlib.contextmanager
-def unchanged(daemon: Daemon, within: float = 5) -> Iterator[None]:
+def unchanged(daemon: Daemon, within: float = 30) -> Iterator[None]:
     """Holds the body to leave the world as it was, a moment later at the latest: helpers end after their caller."""
     before = world_of(daemon)
     yield
