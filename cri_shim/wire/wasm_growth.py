@@ -2,9 +2,10 @@
 
     memory.grow, table.grow ──▶ call of a function that does it, and writes into a global what was refused
 
-Functions, global, types and the export are put behind those of the module, so that no number in it changes. What the
+Functions, global, types and exports are put behind those of the module, so that no number in it changes. What the
 note says: bytes that were wanted and not got; 0 again when at least half as much has been got since, as by those who
-try less and less. What the module's own maximum refuses is not noted.
+try less and less. What the module's own maximum refuses is not noted. A start function is exported instead, to be
+called first: of an instance that it ends before there is one, nothing can be read.
 
 Not for what is no valid module: the engine is to say so first. Sans-IO. Invariant: a module does what it did before.
 Source: WebAssembly Core Specification 3.0, "Binary Format".
@@ -22,10 +23,10 @@ from cri_shim.wire.wasm_binary import HEADER, Limits, Reader, leb, sized
 from cri_shim.wire.wasm_code import END, MEMORY_GROW, TABLE_GROW, skip_expression, skip_instruction, skip_locals
 from cri_shim.wire.wasm_grower import NOTE, Grower, call, grows_memory, grows_table
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is made here, for those who keep it."""
 
-_TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _GLOBALS, _EXPORTS, _CODE = 1, 2, 3, 4, 5, 6, 7, 10
+_TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _GLOBALS, _EXPORTS, _START, _CODE = 1, 2, 3, 4, 5, 6, 7, 8, 10
 _ORDER: Final = {kind: place for place, kind in enumerate((1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11))}
 """Of the sections; custom ones, which have none, may be anywhere."""
 _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _TAG = range(5)
@@ -35,15 +36,15 @@ _GROWTHS: Final = re.compile(rb"\x40\x00|\xfc\x0f")
 _MOST_SITES: Final = 1000
 
 
-def note_refusals(module: bytes, name: str) -> bytes | None:
+def note_refusals(module: bytes, name: str, start: str) -> bytes | None:
     """The module that notes, or None: nothing in it grows, or it has something that is not known here.
 
-    The global is exported, after all that the module exports, by the name, a space and its `Addresses`. The name must
-    be none that is in the module.
+    The global is exported, after all that the module exports, by the name, a space and its `Addresses`; in front of it
+    by `start` the start function, if there is one. The names must be none that are in the module.
     """
     try:
         found = _read(module)
-        return _rewritten(found, name) if found.sites else None
+        return _rewritten(found, name, start) if found.sites else None
     except (LookupError, ValueError):
         return None
 
@@ -84,6 +85,7 @@ class _Module:
     """How many, by kind."""
     counts: dict[int, int] = field(default_factory=dict)
     """Entries of sections."""
+    start: int | None = None
     memory: Limits | None = None
     tables: list[_Table] = field(default_factory=list)
     bodies: list[_Body] = field(default_factory=list)
@@ -102,6 +104,8 @@ def _read(data: bytes) -> _Module:
             module.tables = [_table(data, content) for _ in range(content.number())]
         elif kind == _MEMORIES:
             module.memory = content.limits() if content.number() else None
+        elif kind == _START:
+            module.start = content.number()
         elif kind == _CODE:
             module.counts[kind] = content.number()
             module.bodies = list(_bodies(data, content, module.counts[kind]))
@@ -179,7 +183,7 @@ def _sites(reader: Reader) -> Iterator[_Site]:
         raise ValueError(reader.at)
 
 
-def _rewritten(module: _Module, name: str) -> bytes:
+def _rewritten(module: _Module, name: str, start: str) -> bytes:
     """The module, once it is read."""
     sizes = list(dict.fromkeys(site.table for body in module.bodies for site in body.sites))
     note = module.imported[_GLOBAL] + module.counts.get(_GLOBALS, 0)
@@ -193,17 +197,23 @@ def _rewritten(module: _Module, name: str) -> bytes:
         _GLOBALS: [NOTE],
     }
 
+    starts = [] if module.start is None else [_export(start, _FUNCTION, module.start)]
+
     def front(exported: str) -> bytes:
-        entry = sized(exported.encode()) + bytes([_GLOBAL]) + leb(note)
-        return _before_code(module, {**added, _EXPORTS: [entry]}) + bytes([_CODE]) + leb(len(code))
+        exports = [*starts, _export(exported, _GLOBAL, note)]
+        return _before_code(module, {**added, _EXPORTS: exports}) + bytes([_CODE]) + leb(len(code))
 
     size = len(front(f"{name} {addresses.text()}"))  # which the addresses do not change
     rest = next(end for kind, _, _, end in module.sections if kind == _CODE)
     return front(f"{name} {addresses.behind(size).text()}") + code + module.data[rest:]
 
 
+def _export(name: str, kind: int, number: int) -> bytes:
+    return sized(name.encode()) + bytes([kind]) + leb(number)
+
+
 def _before_code(module: _Module, added: Mapping[int, Sequence[bytes]]) -> bytes:
-    """All in front of the code, with entries put behind those of its sections."""
+    """All in front of the code but the start, with entries put behind those of its sections."""
     out = bytearray(module.data[:HEADER])
     left = sorted(added, key=_ORDER.__getitem__)
     for kind, begin, at, end in module.sections:
@@ -215,7 +225,7 @@ def _before_code(module: _Module, added: Mapping[int, Sequence[bytes]]) -> bytes
             content = Reader(module.data, at, end)
             number = content.number()
             out += _section(kind, module.data[content.at : end], number, added[left.pop(0)])
-        else:
+        elif kind != _START:
             out += module.data[begin:end]
     return bytes(out)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri_shim.kernel.fs import atomic_write
-from handlers.wasmtime.refusal_note import note_name
+from handlers.wasmtime.refusal_note import note_name, start_name
 
 if TYPE_CHECKING:
     import wasmtime
@@ -69,7 +69,7 @@ def _module(code: bytes, digest: str) -> wasmtime.Module:
     from cri_shim.wire.wasm_growth import note_refusals  # noqa: PLC0415  wanted here only
     from handlers.wasmtime.engine import new_engine  # noqa: PLC0415  as above
 
-    engine, noting = new_engine(), note_refusals(code, note_name(digest))
+    engine, noting = new_engine(), note_refusals(code, note_name(digest), start_name(digest))
     if noting is not None:
         wasmtime.Module.validate(engine, code)
         with suppress(wasmtime.WasmtimeError):  # what was as large as a module may be is too large now

@@ -6,7 +6,7 @@ never from an exception, which may be another guest's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from handlers.wasmtime.hooks import hooked
 from handlers.wasmtime.listening import Instantiate, Parts, link_sockets
 from handlers.wasmtime.memory_budget import budget
 from handlers.wasmtime.native import NativeModule
-from handlers.wasmtime.refusal_note import read_note
+from handlers.wasmtime.refusal_note import read_note, start_name
 from handlers.wasmtime.wasi import set_wasi
 
 _INITIALIZE: Final = "_initialize"
@@ -68,11 +68,15 @@ def link_prepared(parts: Parts, guest: Guest, resources: ExitStack) -> Linked:
     except wasmtime.WasmtimeError as error:
         msg = f"the module cannot be linked: {one_line(error)}"
         raise FailedPrecondition(msg, hint=_how_to_link(str(error))) from None
-    is_library = _is_library(module.functions(), spec.entry.function)
+    exported = module.functions()
+    start = start_name(spec.entry.digest)
+    has_start = exported.pop(start, None) is not None
+    is_library = _is_library(exported, spec.entry.function)
     instantiate: Instantiate = module.instantiate
     if spec.listen is not None:
         instantiate = link_sockets(guest, spec.listen, parts, resources)
-    run = _Run(guest, store, module, instantiate, is_library)
+    first = [start] * has_start + [_INITIALIZE] * is_library
+    run = _Run(guest, store, module, instantiate, (*first, spec.entry.function))
     trees = resources.enter_context(ExitStack())  # left after the end is told
     output = guest.give_files(lambda output: set_wasi(module.context, spec, output, trees), resources)
     return Linked(store, output, run.execute)
@@ -124,13 +128,13 @@ def _set_limits(store: wasmtime.Store, memory: int, shape: Shape, ours: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """`is_library`: it is to be initialised before a function is called."""
+    """`functions`: what is called, one after the other."""
 
     guest: Guest
     store: wasmtime.Store
     module: NativeModule
     instantiate: Instantiate
-    is_library: bool
+    functions: Sequence[str]
 
     def execute(self) -> Ending:
         guest, module, trap = self.guest, self.module, ""
@@ -140,9 +144,8 @@ class _Run:
             self.instantiate()
             if guest.spec.worker is None:  # of a worker it is the cgroup that is looked at
                 guest.meter.attach(self.store, module.memory())
-            if self.is_library:
-                module.call(_INITIALIZE)
-            module.call(guest.spec.entry.function)
+            for function in self.functions:
+                module.call(function)
         except Exception as error:  # noqa: BLE001  a container ends, whatever ended it
             trap = guest.defect or str(error).strip() or type(error).__name__
             error.with_traceback(None)  # its frames hold it, and with it the module until a collection

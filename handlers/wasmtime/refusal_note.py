@@ -12,11 +12,17 @@ from typing import Final, Protocol
 from cri_shim.wire.wasm_addresses import Addresses, as_it_came
 
 _NAME: Final = "cri-shim.io/refused/"
+_START: Final = "cri-shim.io/start/"
 
 
 def note_name(digest: str) -> str:
     """How the name of the exported global begins."""
     return _NAME + digest
+
+
+def start_name(digest: str) -> str:
+    """By which its start function is exported, which is then to be called first."""
+    return _START + digest
 
 
 class Noting(Protocol):

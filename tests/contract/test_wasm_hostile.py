@@ -114,6 +114,12 @@ async def test_who_asks_for_far_more_than_the_limit_at_once(
         assert (ended.code, ended.reason) == (137, Reason.OOM_KILLED)
 
 
+async def test_who_asks_for_more_than_the_limit_in_a_start_function(bench: WasmBench, in_process: bool) -> None:
+    ended = await bench.finish(bench.artifact(hostile.wants(1600, "unreachable", at_start=True), linux=limited(LIMIT)))
+    assert (ended.code, ended.reason) == (137, Reason.OOM_KILLED), ended.message
+    assert ("asked for 104857600 bytes more" in ended.message) is in_process
+
+
 async def test_what_its_own_maximum_refuses_is_no_lack_of_memory(bench: WasmBench) -> None:
     ended = await bench.finish(bench.artifact(hostile.wants(1600, "unreachable", "50"), linux=limited(LIMIT)))
     assert (ended.code, ended.reason) == (134, Reason.ERROR)

@@ -261,6 +261,6 @@ def test_the_code_of_a_real_module_is_read_to_its_end(go_server: bytes) -> None:
         assert (last, body.at) == (END, body.end)
     assert MEMORY_GROW in opcodes
     assert len(opcodes) > 50
-    noting = note_refusals(go_server, "note")
+    noting = note_refusals(go_server, "note", "start")
     assert noting is not None
     wasmtime.Module.validate(new_engine(), noting)

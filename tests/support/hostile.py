@@ -35,10 +35,14 @@ TABLES: Final = f"""(module (memory (export "memory") 1) (table $a 1 funcref) (t
 _EXIT: Final = """(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"""
 
 
-def wants(pages: int, otherwise: str, most: str = "") -> str:
-    """Asks for so many pages at once, and writes to all of them; does something else when it is refused them."""
+def wants(pages: int, otherwise: str, most: str = "", *, at_start: bool = False) -> str:
+    """Asks for so many pages at once, and writes to all of them; does something else when it is refused them.
+
+    `at_start`: in its start function, and nothing after that.
+    """
+    when = '(start $wants) (func (export "_start")) (func $wants' if at_start else '(func (export "_start")'
     return f"""(module {_EXIT} (memory (export "memory") 1 {most})
-      (func (export "_start")
+      {when}
         (if (i32.eq (memory.grow (i32.const {pages})) (i32.const -1)) (then {otherwise}))
         (memory.fill (i32.const 65536) (i32.const 1) (i32.const {pages % 65536 << 16}))))"""
 

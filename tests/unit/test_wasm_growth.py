@@ -32,7 +32,7 @@ def assembled(text: str) -> bytes:
 
 
 def noting(text: str | bytes) -> bytes:
-    module = note_refusals(assembled(text) if isinstance(text, str) else text, "note")
+    module = note_refusals(assembled(text) if isinstance(text, str) else text, "note", "start")
     assert module is not None
     return module
 
@@ -215,17 +215,19 @@ def wrapped(value: int, place: str) -> int:
 
 
 def test_nothing_is_noted_by_what_does_not_grow() -> None:
-    assert note_refusals(assembled(wasm.HELLO), "note") is None
+    assert note_refusals(assembled(wasm.HELLO), "note", "start") is None
     assert (
-        note_refusals(assembled("(module (memory 1) (func (drop (i64.const 0x40)) block unreachable end))"), "n")
+        note_refusals(assembled("(module (memory 1) (func (drop (i64.const 0x40)) block unreachable end))"), "n", "s")
         is None
     )
     assert (
-        note_refusals(assembled('(module (import "a" "m" (memory 1)) (func (drop (memory.grow (i32.const 1)))))'), "n")
+        note_refusals(
+            assembled('(module (import "a" "m" (memory 1)) (func (drop (memory.grow (i32.const 1)))))'), "n", "s"
+        )
         is None
     )
     many = "(drop (memory.grow (i32.const 1)))" * 1001
-    assert note_refusals(assembled(f"(module (memory 1) (func {many}))"), "note") is None
+    assert note_refusals(assembled(f"(module (memory 1) (func {many}))"), "note", "start") is None
 
 
 def test_what_only_looks_like_growth_is_left_alone() -> None:
@@ -250,9 +252,32 @@ def test_nothing_that_the_module_has_changes_its_number() -> None:
     engine = new_engine()
     modules = wasmtime.Module(engine, before), wasmtime.Module(engine, after)
     names = [[(item.name, type(item.type)) for item in module.exports] for module in modules]
-    assert names[1][:-1] == names[0]
+    assert names[1][:-1] == [*names[0], ("start", wasmtime.FuncType)]
     assert [item.name for item in modules[0].imports] == [item.name for item in modules[1].imports]
     assert after.endswith(before[before.index(b"data") :])
+
+
+def test_a_start_function_does_what_it_did_when_it_is_called() -> None:
+    """Which is after the segments are in the memory; what it is refused can be read whatever becomes of it."""
+    text = """(module (memory 1) (data (i32.const 0) "\\05") (global $g (export "g") (mut i32) (i32.const 7)) {start}
+      (func $begin (param i32) (global.set $g (i32.add (i32.load8_u (i32.const 0)) (memory.grow (local.get 0)))) {ends})
+      (func $start (call $begin (i32.const {pages}))))"""
+    fits = text.format(start="(start $start)", ends="", pages=3)
+    before, after = Instance(assembled(fits)), Instance(noting(fits))
+    assert (value(before, "g"), value(after, "g")) == (6, 7)
+    after.call("start")
+    assert (value(after, "g"), after.note) == (6, 0)
+    too_much = Instance(noting(text.format(start="(start $start)", ends="unreachable", pages=100)))
+    assert "unreachable" in too_much.trap("start")
+    assert (value(too_much, "g"), too_much.note) == (4, 100 << 16)
+    without = Instance(noting(text.format(start="", ends="", pages=1)))
+    assert "start" not in [export.name for export in without.module.exports]
+
+
+def value(instance: Instance, name: str) -> int:
+    found = instance.exports[name]
+    assert isinstance(found, wasmtime.Global)
+    return int(found.value(instance.store))
 
 
 # Backtraces.
@@ -307,7 +332,7 @@ def test_a_module_is_one_exactly_if_it_was(tmp_path: Path) -> None:
     rewritten = refused = 0
     for _ in range(count(10_000, 400)):
         module = hostile.mutated(generator.choice(seeds), generator)
-        made = note_refusals(module, "note")
+        made = note_refusals(module, "note", "start")
         if made is None:
             continue
         try:
@@ -326,7 +351,7 @@ def test_a_module_is_one_exactly_if_it_was(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_read(tail: bytes) -> None:
-    note_refusals(b"\0asm\1\0\0\0" + tail, "note")
+    note_refusals(b"\0asm\1\0\0\0" + tail, "note", "start")
 
 
 def loaded(module: str, digest: str, path: Path) -> NativeModule:
