@@ -62,28 +62,14 @@ def place(  # noqa: PLR0913  all that there is to know
     FailedPrecondition when it needs a worker and the daemon, without root, can make none.
     """
     placement = _wanted(plan, default)
-    if placement.isolation is Isolation.IN_PROCESS and component:
-        placement = Placement(Isolation.PROCESS, "it is a component, which only its process can end")
-    if placement.isolation is Isolation.IN_PROCESS and plan.config.tty:
-        placement = Placement(Isolation.PROCESS, "it has a terminal, which sends signals to processes")
-    if placement.isolation is Isolation.IN_PROCESS and plan.config.stdin and readers >= MOST_READERS:
-        placement = Placement(Isolation.PROCESS, f"{readers} modules in the daemon have standard input already")
-    if placement.isolation is Isolation.IN_PROCESS and description > MOST_DESCRIPTION:
-        why = "its types, imports and exports take more memory than a module in the daemon may have beside its own"
-        placement = Placement(Isolation.PROCESS, why)
-    if placement.isolation is Isolation.IN_PROCESS and daemon_uid == 0 and any(map(_follows, plan.config.mounts)):
-        placement = Placement(Isolation.PROCESS, "a mount is to show what the node mounts in it later")
-    if placement.isolation is Isolation.IN_PROCESS and (why := _foreign_files(plan, preopens, daemon_uid)):
-        placement = Placement(Isolation.PROCESS, why)
+    if placement.isolation is Isolation.IN_PROCESS:
+        why = _own_ways(plan, daemon_uid, component=component, readers=readers, description=description)
+        why = why or _foreign_files(plan, preopens, daemon_uid)
+        placement = Placement(Isolation.PROCESS, why) if why else placement
     if placement.isolation is Isolation.PROCESS and daemon_uid != 0:
         msg = f"the Wasm module needs a process of its own: {placement.why}"
         raise FailedPrecondition(msg, hint="only a daemon with root can make one")
     return placement
-
-
-def _follows(mount: pb.Mount) -> bool:
-    """What the daemon has opened without its devices stays as it was."""
-    return mount.propagation == pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER
 
 
 def _wanted(plan: ContainerPlan, default: Isolation) -> Placement:
@@ -91,6 +77,26 @@ def _wanted(plan: ContainerPlan, default: Isolation) -> Placement:
     if value:
         return Placement(Isolation(value), source)
     return Placement(default, "the handler's option isolation")
+
+
+def _own_ways(plan: ContainerPlan, daemon_uid: int, *, component: bool, readers: int, description: int) -> str:
+    """What it has or asks for that no module in the daemon has; empty = nothing."""
+    if component:
+        return "it is a component, which only its process can end"
+    if plan.config.tty:
+        return "it has a terminal, which sends signals to processes"
+    if plan.config.stdin and readers >= MOST_READERS:
+        return f"{readers} modules in the daemon have standard input already"
+    if description > MOST_DESCRIPTION:
+        return "its types, imports and exports take more memory than a module in the daemon may have beside its own"
+    if daemon_uid == 0 and any(map(_follows, plan.config.mounts)):
+        return "a mount is to show what the node mounts in it later"
+    return ""
+
+
+def _follows(mount: pb.Mount) -> bool:
+    """What the daemon has opened without its devices stays as it was."""
+    return mount.propagation == pb.MountPropagation.PROPAGATION_HOST_TO_CONTAINER
 
 
 def _foreign_files(plan: ContainerPlan, preopens: Sequence[Preopen], daemon_uid: int) -> str:

@@ -31,6 +31,12 @@ async def bench(
 
 
 @pytest.fixture
+def in_process(bench: WasmBench) -> bool:
+    """Which placement `bench` is of."""
+    return not bench.programs.outlives_daemon
+
+
+@pytest.fixture
 def registry() -> Iterator[LoopbackRegistry]:
     """A registry of this process, whose faults a test can choose."""
     with LoopbackRegistry() as started:

@@ -47,11 +47,6 @@ _log = logging.getLogger(__name__)
 """Figures: `--log-cli-level=info` shows them."""
 
 
-@pytest.fixture
-def in_process(bench: WasmBench) -> bool:
-    return not bench.programs.outlives_daemon
-
-
 def anonymous_kib() -> int:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))

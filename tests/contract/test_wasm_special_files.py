@@ -49,11 +49,6 @@ def zero(place: Path) -> None:
     place.chmod(0o666)
 
 
-@pytest.fixture
-def in_process(bench: WasmBench) -> bool:
-    return not bench.programs.outlives_daemon
-
-
 async def test_no_device_of_a_volume_is_opened(bench: WasmBench, volume: Path, below: Path) -> None:
     """Who else has the volume may have made it, in a container that may not open it either."""
     zero(volume / "zero")
